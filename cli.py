@@ -1,0 +1,88 @@
+"""The `cli` command: names, one line of help each, and where the command lives.
+
+Commands are imported when they are asked for, so that `cli --help` waits for no library. A user's mistake (`TriadError`)
+prints its message and exits 2; anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+
+COMMANDS = {  # in the order of the work
+    "demo": ("fusion.demo:demo_command", "Make a data set, run everything on it, end in a report."),
+    "ingest": ("featurize.commands:ingest_command", "Check a dataset and make its store."),
+    "inspect": ("stores.commands:inspect_command", "Show what a store holds."),
+    "verify": ("stores.commands:verify_command", "Read every chunk back against its checksum."),
+    "split": ("featurize.commands:split_command", "Deal segments to train, val and test by group."),
+    "featurize": ("featurize.commands:featurize_command", "Run one encoder over all segments."),
+    "fit": ("fusion.commands:fit_command", "Train a fusion head on stored features, with baselines."),
+    "report": ("fusion.commands:report_command", "Write a run's report.html anew."),
+    "config": ("fusion.commands:config_command", "Show the configuration in force."),
+}
+
+
+class LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        from difflib import get_close_matches
+
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = get_close_matches(args[0], COMMANDS, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(COMMANDS)}."
+            raise click.UsageError(f"There is no command {args[0]!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from stores.errors import TriadError
+
+        try:
+            return super().invoke(ctx)
+        except TriadError as error:
+            failure = click.ClickException(str(error))
+            failure.exit_code = 2
+            raise failure from error
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="triad-fusion", prog_name="cli")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Which encoders and which fusion work for your music segments with lyrics, audio and MIDI.
+
+    Encode every segment once; then try a fusion idea in seconds.
+
+    \b
+    Start with:
+      cli demo                          everything once, on data it makes itself
+      cli ingest my-songs/              your own folder
+      cli featurize --encoder mel_stats
+      cli fit --fusion gated
+    """
+    context.obj = _load_config
+
+
+def _load_config(path: Path | None, overrides: tuple[str, ...]) -> Any:
+    from fusion.config import load_config
+
+    return load_config(path, overrides)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,254 @@
+"""`cli ingest`, `cli split` and `cli featurize`: from raw data to features."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+
+from featurize.project import Project, project_options
+
+
+@click.command("ingest")
+@click.argument("data", type=click.Path(path_type=Path), required=False)
+@project_options
+@click.option("--check", "check_only", is_flag=True, help="Only look for problems; write nothing.")
+@click.option("--replace", is_flag=True, help="Make an existing store anew; its features are lost.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def ingest_command(project: Project, data: Path | None, check_only: bool, replace: bool, as_json: bool) -> None:
+    """Check a dataset and make its store. DATA is a folder with segments.csv, a table, or *_metadata.parquet.
+
+    Every problem is listed before anything is written. A first split is made where the store has none.
+
+    \b
+    Example:
+      cli ingest my-songs/
+    """
+    from featurize.errors import SourceError
+    from featurize.ingest import check, write_store
+
+    path = data or project.config.data.path
+    if path is None:
+        raise click.UsageError("Name the data: cli ingest FOLDER, or data.path in config.yaml.")
+    found = check(path, project.config.data, project.config.model.targets)
+    share = {modality: int(there.sum()) for modality, there in found.presence.items()}
+    result: dict[str, Any] = {
+        "segments": len(found.source),
+        "groups": len(set(found.source.groups)),
+        "layout": found.source.layout,
+        "present": share,
+        "labels": list(found.labels),
+        "problems": [
+            {"severity": str(p.severity), "what": p.what, "count": p.count, "examples": p.examples, "remedy": p.remedy}
+            for p in found.problems
+        ],
+    }
+    say = _silent if as_json else click.echo
+    for problem in found.problems:
+        say(str(problem))
+    say(f"{path}: {result['segments']:,} segments in {result['groups']:,} groups ({found.source.layout} layout)")
+    for modality, count in share.items():
+        say(f"  {modality:<5} {count:>8,}  {count / len(found.source):6.1%}")
+    say(f"  labels: {', '.join(found.labels) or 'none'}")
+    for modality, scope in found.source.scopes.items():
+        if scope == "song" and share[modality] and found.source.table.roles.get("start_seconds"):
+            say(f"  {modality} files are cut to start_seconds..end_seconds (data.{modality}_is: {scope})")
+    if check_only and found.errors:
+        raise SourceError(f"{len(found.errors)} kinds of errors stand in {found.source.table.path}.")
+    if not check_only:
+        store, is_new = write_store(found, project.store_path, replace=replace)
+        say(f"{'Wrote' if is_new else 'Renewed labels and columns of'} {project.store_path}.")
+        result["split"] = _first_split(project, store, say)
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+
+
+@click.command("split")
+@project_options
+@click.option("--name", help="Name of the split. [default: default, or cv with --folds]")
+@click.option("--method", type=click.Choice(["grouped", "random"]), help="`random` cuts through songs, and leaks.")
+@click.option("--val", type=float, help="Share of validation segments.")
+@click.option("--test", type=float, help="Share of test segments.")
+@click.option("--folds", type=int, help="k-fold: writes NAME.0, NAME.1, …; each fold is test once.")
+@click.option("--stratify-by", help="The label whose classes are spread evenly.")
+@click.option("--seed", type=int)
+@click.option("--replace", is_flag=True, help="Make it anew where it exists; runs on the old one cannot be compared.")
+def split_command(project: Project, replace: bool, **options: Any) -> None:
+    """Deal the segments to train, val and test, whole songs at a time, and freeze that in the store.
+
+    \b
+    Example:
+      cli split --folds 5 --name cv
+    """
+    given = {key: value for key, value in options.items() if value is not None}
+    if given.get("folds") and "name" not in given:
+        given["name"] = "cv"
+    store = project.open_store()
+    for line in _make_splits(project, store, given, replace):
+        click.echo(line)
+
+
+@click.command("featurize")
+@click.option("--encoder", "encoder_name", help="Which encoder; `cli featurize --list` names them.")
+@project_options
+@click.option("--list", "list_only", is_flag=True, help="List the encoders and leave.")
+@click.option("--as", "save_as", help="Store the feature under this name instead of the encoder's.")
+@click.option("--replace", is_flag=True, help="Write the feature anew, e.g. after changing options.")
+@click.option("--retry-failed", is_flag=True, help="Try failed rows again though their input is the same.")
+@click.option("--option", "option_pairs", multiple=True, metavar="KEY=VALUE", help="An option of the encoder.")
+@click.option("--split", "split_name", help="The split whose training part an encoder is fitted on.")
+@click.option("--workers", type=click.IntRange(0), default=None, help="Processes that prepare. [default: all cores]")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def featurize_command(
+    project: Project,
+    encoder_name: str | None,
+    list_only: bool,
+    save_as: str | None,
+    option_pairs: tuple[str, ...],
+    split_name: str | None,
+    workers: int | None,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Run one encoder over all segments and write its vectors to the store.
+
+    Only what is new or changed is encoded, equal inputs once. Interrupt it at any time; the same command goes on.
+
+    \b
+    Example:
+      cli featurize --encoder mel_stats
+    """
+    from featurize.encoders import ENCODERS
+
+    if list_only:
+        for name in ENCODERS:
+            click.echo(name)
+        return
+    if encoder_name is None:
+        raise click.UsageError(f"Name one: --encoder {' | '.join(ENCODERS)}")
+    from featurize.pipeline import featurize
+    from featurize.progress import progress_bar
+
+    store = project.open_store()
+    options = {**_configured_options(project, encoder_name), **_parsed(option_pairs)}
+    with progress_bar(encoder_name, "segments") as progress:
+        done = featurize(
+            store,
+            project.open_source(store),
+            encoder_name,
+            options,
+            save_as=save_as,
+            split_name=split_name or project.config.split.name,
+            workers=os.cpu_count() or 1 if workers is None else workers,
+            progress=progress,
+            **settings,
+        )
+    if as_json:
+        facts = {key: value for key, value in vars(done.extraction).items() if key != "new_failures"}
+        click.echo(json.dumps({"feature": done.feature.name, "width": done.feature.width, **facts}, indent=2))
+        return
+    e = done.extraction
+    if done.fitted_on:
+        click.echo(f"Fitted {encoder_name} on the training part of split {done.fitted_on}.")
+    click.echo(
+        f"{done.feature.name}: {e.present:,} present, {e.absent:,} absent, {e.failed:,} failed of {e.rows:,}"
+        f" ({done.feature.width} x {done.feature.dtype})"
+    )
+    click.echo(
+        f"  this run: {e.encoded:,} encoded, {e.copied:,} copied from equal inputs, {e.unchanged:,} unchanged,"
+        f" in {e.seconds:.1f} s"
+    )
+    _show_failures(store.ids, e.new_failures)
+    if done.new_rows:
+        click.echo(f"  {done.new_rows:,} segments of the data are not in the store; `cli ingest --replace` adds them.")
+
+
+def _first_split(project: Project, store: Any, say: Any) -> str | None:
+    from featurize.errors import SplitError
+
+    name: str = project.config.split.name
+    if store.splits():
+        return name if name in store.splits() else None
+    try:
+        for line in _make_splits(project, store, {}, False):
+            say(line)
+    except SplitError as error:
+        say(f"No split yet: {error}")
+        return None
+    return name
+
+
+def _make_splits(project: Project, store: Any, given: dict[str, Any], replace: bool) -> list[str]:
+    import numpy as np
+
+    from featurize.config import SplitConfig
+    from featurize.errors import ConfigError, SplitError
+    from featurize.labels import resolve_targets
+    from featurize.splits import check_split, make_splits
+    from stores.store import Part
+
+    config = SplitConfig(**{**project.config.split.model_dump(), **given})
+    stratify_by = config.stratify_by
+    if stratify_by is None:
+        try:
+            labels = {name: store.label(name) for name in store.label_names()}
+            stratify_by = resolve_targets(list(project.config.model.targets), labels)[0].column
+        except ConfigError:  # no label, or no saying which: grouped without strata
+            stratify_by = None
+    label = store.label(stratify_by) if stratify_by else None
+    splits = make_splits(store.groups, label, config.model_copy(update={"stratify_by": stratify_by}))
+    taken = [split.name for split in splits if split.name in store.splits()]
+    if taken and not replace:
+        raise SplitError(f"Split {taken[0]} exists and is frozen. Use another --name, or --replace it.")
+    lines = []
+    for split in splits:
+        check_split(split, store.groups)
+        store.write_split(split)
+        sizes = ", ".join(
+            f"{part.name.lower()} {len(rows):,} ({len(np.unique(store.groups[rows])):,} groups)"
+            for part in (Part.TRAIN, Part.VAL, Part.TEST)
+            if len(rows := split.rows(part))
+        )
+        by = f", stratified by {stratify_by}" if stratify_by else ""
+        leak = "; it cuts through groups: results on it LEAK" if split.facts["leaks"] else ""
+        lines.append(f"Split {split.name} ({config.method}{by}, seed {config.seed}): {sizes}{leak}")
+    return lines
+
+
+def _configured_options(project: Project, encoder_name: str) -> dict[str, Any]:
+    """Options from the configuration section whose type is this encoder."""
+    from featurize.encoders import encoder_class
+
+    section = project.config.model.encoder_for(encoder_class(encoder_name).modality)
+    return dict(section.options) if section is not None and section.type == encoder_name else {}
+
+
+def _parsed(pairs: tuple[str, ...]) -> dict[str, Any]:
+    import yaml
+
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise click.UsageError(f"--option takes KEY=VALUE, not {pair!r}.")
+        options[key] = yaml.safe_load(value)
+    return options
+
+
+def _show_failures(ids: Any, failures: list[tuple[int, str]]) -> None:
+    counts = Counter(reason for _, reason in failures)
+    for reason, count in counts.most_common(5):
+        examples = [repr(ids[row]) for row, why in failures if why == reason][:3]
+        click.echo(f"  failed {count:,}: {reason} (e.g. {', '.join(examples)})")
+    if len(counts) > 5:
+        click.echo(f"  and {len(counts) - 5:,} other reasons; `cli inspect --json` lists them.")
+
+
+def _silent(_line: str) -> None:
+    pass

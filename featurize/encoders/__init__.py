@@ -1,0 +1,38 @@
+"""The encoders, by name. Adding one is adding a file and a line here."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from featurize.errors import UnknownName
+
+if TYPE_CHECKING:
+    from featurize.encoders.base import Encoder
+
+ENCODERS = {  # name: where the class lives; imported when asked for, so that one encoder never waits for another's libraries
+    "lsa": "featurize.encoders.lsa:LSAEncoder",
+    "mel_stats": "featurize.encoders.mel_stats:MelStatsEncoder",
+    "midi_stats": "featurize.encoders.midi_stats:MIDIStatsEncoder",
+}
+
+
+def encoder_class(name: str) -> type[Encoder]:
+    """The class behind `name`. Raises `UnknownName`, which lists the known ones."""
+    if name not in ENCODERS:
+        raise UnknownName("encoder", name, ENCODERS)
+    module, _, qualname = ENCODERS[name].partition(":")
+    found: type[Encoder] = getattr(import_module(module), qualname)
+    return found
+
+
+def build_encoder(name: str, options: Mapping[str, Any] | None = None) -> Encoder:
+    """A new encoder with `options` for its constructor. Raises `UnknownName` on an unknown encoder or option."""
+    cls = encoder_class(name)
+    known = [p for p in inspect.signature(cls).parameters if p != "self"]
+    for option in options or {}:
+        if option not in known:
+            raise UnknownName(f"option of encoder {name}", option, known)
+    return cls(**(options or {}))

@@ -1,0 +1,166 @@
+"""The encoder contract: one class from raw input to vector, for the store and for end-to-end training alike.
+
+An encoder provides its facts (`name`, `modality`, `width`, `settings`), and three steps:
+
+* `prepare(raw)`: numpy, CPU, picklable, no gradient. Decodes, resamples, cuts windows, tokenizes. Returns `None` where
+  the input holds nothing to encode (an instrumental's lyric): the row is then *absent*. Raises `UnreadableInput` where
+  it holds something that cannot be read: the row is then *failed*, with the message as its reason.
+* `collate(items)`: pads to a batch of tensors, with masks.
+* `forward(batch)`: `Encoded`, the pooled vectors (B, D) and, where the encoder has them, frames (B, T, D).
+
+A vector depends on its segment alone: never on the batch it travelled in, nor on chance.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from featurize.segments import RawAudio, RawMidi, RawText
+
+Item = Any  # what `prepare` returns: numpy arrays, or a dict of them; picklable
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """pooled: float (B, D). frames: float (B, T, D) with frame_mask: bool (B, T), true where a frame is real."""
+
+    pooled: Tensor
+    frames: Tensor | None = None
+    frame_mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class EncoderRecord:
+    """Everything that decides the numbers an encoder writes. Two equal records mean interchangeable vectors.
+
+    weights: where they came from (`source`, `revision`, `sha256`), or empty for an encoder without any.
+    parameters: every preprocessing, windowing and pooling choice, with units in the names.
+    libraries: versions of the packages that touch the numbers.
+    trained_on: what a fitted or trained encoder saw (`split`, `n_segments`, `ids_sha256`, `labels`), else `None`.
+    """
+
+    encoder: str
+    class_name: str
+    modality: str
+    width: int
+    weights: Mapping[str, str] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    precision: str = "fp32"
+    libraries: Mapping[str, str] = field(default_factory=dict)
+    trained_on: Mapping[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Encoder(nn.Module, ABC):
+    """Base of all encoders; subclass `AudioEncoder`, `MIDIEncoder` or `TextEncoder`, which fix the modality."""
+
+    name: ClassVar[str]
+    modality: ClassVar[str]
+    libraries: ClassVar[tuple[str, ...]] = ()  # distributions whose version can change the numbers
+    heavy_preparation: ClassVar[bool] = True  # worth other processes; False where `prepare` costs microseconds
+    must_fit: ClassVar[bool] = False  # has no weights until `fit` has seen the training split
+
+    width: int  # D
+    settings: Mapping[str, Any]  # set by __init__: every choice that changes a number; the record's `parameters`
+    trained_on: Mapping[str, Any] | None = None
+
+    @abstractmethod
+    def prepare(self, raw: Any) -> Item | None: ...
+
+    @abstractmethod
+    def collate(self, items: Sequence[Item]) -> Batch: ...
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Encoded: ...
+
+    def fit(self, raws: Iterable[Any]) -> None:
+        """Learn weights from the training split's raw inputs. Only where `must_fit` is true."""
+        raise NotImplementedError(f"{self.name} has nothing to fit")
+
+    def weights(self) -> dict[str, str]:
+        """Source, revision and SHA-256 of the weights; empty for an encoder that has none."""
+        state = self.state_arrays()
+        return {"source": "fitted", "sha256": arrays_sha256(state)} if state else {}
+
+    def state_arrays(self) -> dict[str, np.ndarray]:
+        """Weights as numpy arrays, by name."""
+        return {name: tensor.detach().cpu().numpy() for name, tensor in self.state_dict().items()}
+
+    def load_state_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """The reverse of `state_arrays`. Raises `RuntimeError` on missing, unknown or misshapen weights."""
+        self.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
+
+    @property
+    def record(self) -> EncoderRecord:
+        return EncoderRecord(
+            encoder=self.name,
+            class_name=type(self).__qualname__,
+            modality=self.modality,
+            width=self.width,
+            weights=self.weights(),
+            parameters=dict(self.settings),
+            libraries={name: _library_version(name) for name in self.libraries},
+            trained_on=self.trained_on,
+        )
+
+
+class TextEncoder(Encoder):
+    """`prepare` takes a `RawText`."""
+
+    modality = "text"
+    heavy_preparation = False
+
+    @abstractmethod
+    def prepare(self, raw: RawText) -> Item | None: ...
+
+
+class AudioEncoder(Encoder):
+    """`prepare` takes a `RawAudio`."""
+
+    modality = "audio"
+
+    @abstractmethod
+    def prepare(self, raw: RawAudio) -> Item | None: ...
+
+
+class MIDIEncoder(Encoder):
+    """`prepare` takes a `RawMidi`."""
+
+    modality = "midi"
+
+    @abstractmethod
+    def prepare(self, raw: RawMidi) -> Item | None: ...
+
+
+def stack_vectors(items: Sequence[np.ndarray]) -> Batch:
+    """`collate` for encoders whose `prepare` already returns the vector: B items (D,) to one tensor (B, D)."""
+    return {"vectors": torch.from_numpy(np.stack(items).astype(np.float32, copy=False))}
+
+
+def arrays_sha256(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over names, types, shapes and bytes, in name order."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name}:{array.dtype.str}:{array.shape}:".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _library_version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:  # a source checkout on the path, or a vendored build
+        return "unknown"

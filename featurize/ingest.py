@@ -1,0 +1,287 @@
+"""Read a dataset description once, say everything that is wrong with it, and make the store.
+
+Nothing is written while a problem stands that would make the store wrong (`Severity.ERROR`). What only costs single
+rows or labels is a warning; what the user may want to know is a note.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featurize.config import DataConfig, TargetConfig
+from featurize.errors import SourceError
+from featurize.labels import Label, read_label
+from featurize.segments import MODALITIES
+from featurize.sources import Source, open_source
+from featurize.sources.base import FLAGS, stays_inside
+from stores import open_store
+from stores.base import STRING
+from stores.store import DEFAULT_CHUNK_ROWS, Store
+from stores.zarr_store import new_zarr_tree
+
+EXAMPLES = 3
+
+
+class Severity(StrEnum):
+    ERROR = "error"
+    WARNING = "warning"
+    NOTE = "note"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One kind of trouble: how many rows (or columns) have it, up to three examples, and what to do."""
+
+    severity: Severity
+    what: str
+    count: int
+    examples: list[str]
+    remedy: str
+
+    def __str__(self) -> str:
+        more = f" … and {self.count - len(self.examples):,} more" if self.count > len(self.examples) else ""
+        return f"{self.severity}: {self.count:,} x {self.what}: {'; '.join(self.examples)}{more}\n  {self.remedy}"
+
+
+@dataclass
+class Ingest:
+    """What `check` found: the labels and segment columns to write, the presence of each modality, the problems."""
+
+    source: Source
+    segments: dict[str, np.ndarray]
+    labels: dict[str, np.ndarray]
+    presence: dict[str, np.ndarray]  # bool (N,) per modality: stated by the table, with its file found
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def errors(self) -> list[Problem]:
+        return [problem for problem in self.problems if problem.severity is Severity.ERROR]
+
+
+def check(path: Path, config: DataConfig, targets: Iterable[TargetConfig] = ()) -> Ingest:
+    """Read the table at `path` and look at every row, opening no media. Raises `SourceError` on an unusable table."""
+    source = open_source(path, config)
+    found = Ingest(source, {}, {}, {})
+    _check_ids(found)
+    _check_groups(found)
+    _check_times(found)
+    _check_media(found)
+    labels, skipped = _read_labels(source, config, list(targets))
+    _check_labels(found, labels, skipped)
+    texts = {"id": source.ids, "group": source.groups}
+    if "track_id" in source.table.roles:
+        texts["track_id"] = source.table.texts("track_id")
+    found.segments = {name: np.array([v or "" for v in values], dtype=STRING) for name, values in texts.items()}
+    found.segments |= {"start_seconds": source.start_seconds, "end_seconds": source.end_seconds}
+    found.segments |= {FLAGS[modality]: found.presence[modality] for modality in MODALITIES}
+    found.labels = {label.name: label.values for label in labels}
+    found.problems.sort(key=lambda problem: list(Severity).index(problem.severity))
+    return found
+
+
+def write_store(
+    found: Ingest, store_path: Path, *, replace: bool = False, chunk_rows: int = DEFAULT_CHUNK_ROWS
+) -> tuple[Store, bool]:
+    """The store of a checked dataset, and whether it is new: one of the same segments is kept, its labels renewed.
+
+    Raises `SourceError` while errors stand, `StoreError` where another store is in the way.
+    """
+    if found.errors:
+        raise SourceError(f"Nothing was written: {len(found.errors)} kinds of errors stand in {found.source.table.path}.")
+    facts = describe_source(found.source, store_path)
+    if store_path.exists() and not replace:
+        store = open_store(store_path)
+        same = np.array_equal(store.ids, found.segments["id"]) and np.array_equal(store.groups, found.segments["group"])
+        if not same:
+            raise SourceError(
+                f"{store_path} holds other segments ({store.n_segments:,}; the table has {len(found.source):,}, or"
+                " another order or grouping).\nPass --replace to make it anew, features included, or --store NAME."
+            )
+        store.update(found.segments, found.labels, facts)
+        return open_store(store_path), False
+    store_path.parent.mkdir(parents=True, exist_ok=True)
+    with new_zarr_tree(store_path, replace=replace) as tree:
+        Store.create(tree, found.segments, found.labels, facts, chunk_rows)
+    return open_store(store_path), True
+
+
+def describe_source(source: Source, store_path: Path) -> dict[str, Any]:
+    """Where the raw media is and how it was read: enough to open the source again from the store alone."""
+    import os
+
+    return {
+        "layout": source.layout,
+        # relative, so that a folder that holds both data and store can be moved
+        "path": Path(os.path.relpath(source.table.path.resolve(), store_path.resolve().parent)).as_posix(),
+        "columns": dict(source.table.roles),
+        "audio_is": source.scopes["audio"],
+        "midi_is": source.scopes["midi"],
+        "allow_outside_root": source.allow_outside_root,
+    }
+
+
+def _problem(found: Ingest, severity: Severity, what: str, rows: list[int] | list[str], remedy: str) -> None:
+    """Add a problem if there are any; rows are shown by id."""
+    if rows:
+        shown = [_show(found.source, row) if isinstance(row, int) else row for row in rows[:EXAMPLES]]
+        found.problems.append(Problem(severity, what, len(rows), shown, remedy))
+
+
+def _show(source: Source, row: int) -> str:
+    return repr(source.ids[row]) if source.ids[row] else f"row {row + 1}"
+
+
+def _check_ids(found: Ingest) -> None:
+    ids = found.source.ids
+    column = found.source.table.roles["segment_id"]
+    _problem(found, Severity.ERROR, "empty id", [i for i, v in enumerate(ids) if not v], f"Fill column {column}.")
+    rows_of: dict[str, list[int]] = defaultdict(list)
+    for row, segment_id in enumerate(ids):
+        if segment_id:
+            rows_of[segment_id].append(row)
+    repeated = [
+        f"{segment_id!r} in rows {', '.join(str(row + 1) for row in rows[:EXAMPLES])}"
+        for segment_id, rows in rows_of.items()
+        if len(rows) > 1
+    ]
+    _problem(found, Severity.ERROR, "duplicate id", repeated, f"Column {column} must name each segment once.")
+    if not len(ids):
+        raise SourceError(f"{found.source.table.path} has no rows.")
+
+
+def _check_groups(found: Ingest) -> None:
+    empty = [row for row, group in enumerate(found.source.groups) if not group]
+    column = found.source.table.roles["group"]
+    remedy = f"Fill column {column} (the song), or name another: --set data.columns.group=NAME."
+    _problem(found, Severity.ERROR, "segment without a group", empty, remedy)
+
+
+def _check_times(found: Ingest) -> None:
+    source = found.source
+    unreadable = sorted({*source.unreadable_starts, *source.unreadable_ends})
+    _problem(found, Severity.ERROR, "time that is no number", unreadable, "Times are seconds, such as 12.5.")
+    backwards = source.end_seconds <= source.start_seconds
+    negative = source.start_seconds < 0
+    rows = np.flatnonzero(backwards | negative).tolist()
+    _problem(found, Severity.ERROR, "segment that ends before it starts", rows, "start_seconds < end_seconds, from 0.")
+
+
+def _check_media(found: Ingest) -> None:
+    source = found.source
+    for modality in MODALITIES:
+        stated, outside, missing, contradicted, unfounded = _look_for_media(source, modality)
+        found.presence[modality] = stated
+        _problem(
+            found,
+            Severity.ERROR,
+            f"{modality} path that leaves the data folder",
+            [f"{_show(source, row)}: {source.paths[modality][row]}" for row in outside],
+            f"Paths are relative to {source.root}. If this is meant: --set data.allow_outside_root=true",
+        )
+        _problem(
+            found,
+            Severity.WARNING,
+            f"{modality} file that does not exist",
+            [f"{_show(source, row)}: {source.paths[modality][row]}" for row in missing],
+            "These rows will be marked failed. Put the files there, or empty the cells where there is none.",
+        )
+        remedy = "These rows will be marked failed unless a blob or file turns up."
+        _problem(found, Severity.WARNING, f"{FLAGS[modality]} without any {modality}", unfounded, remedy)
+        remedy = "The file is used. Empty the cell to leave it out."
+        _problem(found, Severity.NOTE, f"{FLAGS[modality]} is false, but the file exists", contradicted, remedy)
+    nothing = np.flatnonzero(~np.logical_or.reduce([found.presence[m] for m in MODALITIES])).tolist()
+    remedy = "They stay in the store; a model can only give them its prior."
+    _problem(found, Severity.WARNING, "segment without any modality", nothing, remedy)
+    if source.blobs is not None:
+        for modality, rows in source.blobs.problems(source.flags):
+            rows = [row for row in rows if source.paths[modality][row] is None]
+            remedy = "Is the *_media.parquet beside its *_metadata.parquet, and whole?"
+            _problem(found, Severity.WARNING, f"{FLAGS[modality]}, but the id is in no media file", rows, remedy)
+
+
+def _look_for_media(
+    source: Source, modality: str
+) -> tuple[np.ndarray, list[int], list[int], list[int], list[int]]:
+    """Presence bool (N,); rows whose path leaves the root, whose file is missing, whose flag is contradicted, unfounded."""
+    present = np.zeros(len(source), bool)
+    outside, missing, contradicted, unfounded = [], [], [], []
+    for row in range(len(source)):
+        flag, stated = source.flags[modality][row], source.paths[modality][row]
+        inline = bool(modality == "text" and (source.texts[row] or "").strip())
+        if inline and flag is not False:
+            present[row] = True
+            continue
+        if stated is not None and not (modality == "text" and flag is False):
+            path = source.root / stated
+            if not source.allow_outside_root and not stays_inside(path, source.root):
+                outside.append(row)
+            elif path.is_file():
+                present[row] = True
+                if flag is False:
+                    contradicted.append(row)
+            elif not (source.has_blobs(modality) or flag is False):
+                missing.append(row)
+        if not present[row] and source.has_blobs(modality) and flag is not False:
+            present[row] = flag is True or _has_blob(source, row, modality)
+        elif flag is True and stated is None and not present[row] and modality != "text":
+            unfounded.append(row)
+    return present, outside, missing, contradicted, unfounded
+
+
+def _has_blob(source: Source, row: int, modality: str) -> bool:
+    assert source.blobs is not None
+    return (source.blobs.audio(row) if modality == "audio" else source.blobs.midi(row)) is not None
+
+
+def _read_labels(source: Source, config: DataConfig, targets: list[TargetConfig]) -> tuple[list[Label], list[str]]:
+    """The label columns, and the names of columns that cannot be labels."""
+    wanted = source.table.other_columns if config.labels is None else config.labels
+    unknown = [name for name in wanted if name not in source.table.other_columns]
+    if unknown:
+        raise SourceError(
+            f"{source.table.path} has no label column {unknown[0]!r}; it has {', '.join(source.table.other_columns)}."
+        )
+    numeric = {t.column or t.name for t in targets if t.kind == "regression"}
+    numeric |= {column for t in targets for column in t.columns or []}
+    labels, skipped = [], []
+    for name in wanted:
+        label = read_label(name, source.table.column(name), as_number=name in numeric)
+        if label is None:
+            skipped.append(name)
+        else:
+            labels.append(label)
+    return labels, skipped
+
+
+def _check_labels(found: Ingest, labels: list[Label], skipped: list[str]) -> None:
+    source = found.source
+    for label in labels:
+        cells = source.table.column(label.name)
+        rows = [f"{_show(source, row)}: {cells[row].as_py()!r}" for row in label.unreadable]
+        _problem(found, Severity.WARNING, f"unreadable {label.name}", rows, "They count as missing labels.")
+        if label.values.dtype.kind == "T":
+            rows = _contradicting_groups(source, label)
+            remedy = "Right where labels belong to segments; a mistake where they belong to whole songs."
+            _problem(found, Severity.NOTE, f"group with contradicting {label.name}", rows, remedy)
+    remedy = "Dates, structures and binary values are left out."
+    _problem(found, Severity.NOTE, "column that cannot be a label", skipped, remedy)
+    if not labels:
+        remedy = "A store without labels can be featurized and predicted, not trained on."
+        found.problems.append(Problem(Severity.WARNING, "no label column", 1, [str(source.table.path)], remedy))
+
+
+def _contradicting_groups(source: Source, label: Label) -> list[str]:
+    values_of: dict[str, set[str]] = defaultdict(set)
+    for group, value in zip(source.groups, label.values.tolist(), strict=True):
+        if group and value:
+            values_of[group].add(value)
+    if len(set(label.values.tolist())) > len(label.values) // 2:
+        return []  # a description, not a class: it is meant to differ
+    return [f"{group!r}: {', '.join(sorted(values))}" for group, values in values_of.items() if len(values) > 1]

@@ -1,0 +1,54 @@
+"""A progress bar with rate and remaining time; plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+LINE_EVERY_SECONDS = 10.0
+
+
+@contextmanager
+def progress_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Yields `update(done, total)`. Everything goes to stderr, so that stdout stays for results."""
+    if not sys.stderr.isatty():
+        yield _LinePrinter(title, unit)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None, rate="")
+        started = time.monotonic()
+
+        def update(done: int, total: int) -> None:
+            rate = done / max(time.monotonic() - started, 1e-9)
+            bar.update(task, completed=done, total=total, rate=f"{rate:,.0f} {unit}/s")
+
+        yield update
+
+
+class _LinePrinter:
+    def __init__(self, title: str, unit: str):
+        self._title = title
+        self._unit = unit
+        self._started = self._printed = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._printed < LINE_EVERY_SECONDS or done == total:
+            return
+        self._printed = now
+        rate = done / (now - self._started)
+        left = (total - done) / rate if rate else float("inf")
+        line = f"{self._title}: {done:,} of {total:,} {self._unit}, {rate:,.0f}/s, about {left:,.0f} s left"
+        print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,95 @@
+"""A project folder: `config.yaml`, the store beside it, and the way from one to raw segments and encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from featurize.config import ColumnsConfig, DataConfig, FeaturizeConfig
+from featurize.errors import SourceError
+from featurize.segments import Raw
+from featurize.sources import Source, open_source
+from stores import open_store
+from stores.commands import store_option
+from stores.store import Store
+
+
+@dataclass(frozen=True)
+class Project:
+    """What every command works on. `config` is a `fusion.config.Config`; this layer uses the part it knows."""
+
+    config: Any
+    store_path: Path
+
+    def open_store(self) -> Store:
+        return open_store(self.store_path)
+
+    def open_source(self, store: Store) -> Source:
+        return open_source_of(store, self.store_path, self.config)
+
+
+def project_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--config`, `--set` and `--store`; the command receives a `Project` in their place."""
+
+    @wraps(command)
+    @click.pass_context
+    def with_project(
+        context: click.Context, /, config_path: Path | None, overrides: tuple[str, ...], store_path: Path, **options: Any
+    ) -> Any:
+        load_config = context.find_root().obj  # set by cli.py, because the whole configuration is the top layer's
+        return command(Project(load_config(config_path, overrides), store_path), **options)
+
+    with_settings = click.option(
+        "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a configuration key, e.g. split.seed=1."
+    )(store_option(with_project))
+    return click.option(
+        "--config",
+        "config_path",
+        type=click.Path(path_type=Path, dir_okay=False),
+        default=None,
+        help="Configuration file; config.yaml in this folder where there is one.",
+    )(with_settings)
+
+
+class StoreRows:
+    """Raw inputs of one modality by row of the store, whatever the order of the source's table."""
+
+    def __init__(self, store: Store, source: Source, modality: str):
+        row_of = {segment_id: row for row, segment_id in enumerate(source.ids)}
+        missing = [segment_id for segment_id in store.ids.tolist() if segment_id not in row_of]
+        if missing:
+            raise SourceError(
+                f"{source.table.path} no longer has {len(missing):,} of the store's segments, e.g. {missing[0]!r}.\n"
+                "Put them back, or make the store anew: cli ingest --replace"
+            )
+        self._rows = [row_of[segment_id] for segment_id in store.ids.tolist()]
+        self._source = source
+        self._modality = modality
+        self.n_new = len(source) - len(self._rows)
+
+    def raw(self, row: int) -> Raw | None:
+        return self._source.raw(self._rows[row], self._modality)
+
+
+def open_source_of(store: Store, store_path: Path, config: FeaturizeConfig) -> Source:
+    """The source a store was made from, read as it was then. Raises `SourceError` where it has moved."""
+    facts = store.source
+    path = config.data.path or store_path.resolve().parent / facts["path"]
+    if not path.exists():
+        raise SourceError(
+            f"The raw data of {store_path} was at {path} and is not there now.\n"
+            "Say where it is: --set data.path=FOLDER"
+        )
+    data = DataConfig(
+        layout=facts["layout"],
+        columns=ColumnsConfig(**facts["columns"]),
+        audio_is=facts["audio_is"],
+        midi_is=facts["midi_is"],
+        allow_outside_root=facts["allow_outside_root"],
+    )
+    return open_source(path, data)

@@ -1,0 +1,146 @@
+"""A source gives, row by row, the raw text, audio and MIDI of segments, reading media only when asked.
+
+Where a segment states a modality in several ways, the order is: blob, then file on disk. A flag `has_audio: false`
+settles it where there is no file; a flag `true` with neither blob nor file is a failure, not an absence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from featurize.config import Scope
+from featurize.segments import Raw, RawAudio, RawMidi, RawText, UnreadableInput
+from featurize.sources.table import SegmentTable
+
+FLAGS = {"text": "has_text", "audio": "has_audio", "midi": "has_midi"}
+PATHS = {"text": "text_path", "audio": "audio_path", "midi": "midi_path"}
+
+
+class Blobs(Protocol):
+    """Media that lies in the table's companion files rather than in files of its own."""
+
+    def has(self, modality: str) -> bool: ...
+
+    def audio(self, row: int) -> tuple[bytes, int] | None: ...
+
+    def midi(self, row: int) -> bytes | None: ...
+
+    def problems(self, flags: dict[str, list[bool | None]]) -> list[tuple[str, list[int]]]: ...
+
+
+class Source:
+    """Segments of one dataset. `raw(row, modality)` is the way in; the rest is what checks and records need."""
+
+    def __init__(
+        self,
+        table: SegmentTable,
+        root: Path,
+        layout: str,
+        *,
+        audio_is: Scope,
+        midi_is: Scope,
+        blobs: Blobs | None = None,
+        allow_outside_root: bool = False,
+    ):
+        self.table = table
+        self.root = root
+        self.layout = layout
+        self.scopes: dict[str, Scope] = {"audio": audio_is, "midi": midi_is}
+        self.blobs = blobs
+        self.allow_outside_root = allow_outside_root
+        self.ids = table.texts("segment_id")
+        self.groups = table.texts("group")
+        self.start_seconds, self.unreadable_starts = table.numbers("start_seconds")
+        self.end_seconds, self.unreadable_ends = table.numbers("end_seconds")
+        self.texts = table.texts("text")
+        self.paths = {modality: table.texts(role) for modality, role in PATHS.items()}
+        self.flags = {modality: table.flags(role) for modality, role in FLAGS.items()}
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def has_blobs(self, modality: str) -> bool:
+        return self.blobs is not None and self.blobs.has(modality)
+
+    def file(self, row: int, modality: str) -> Path | None:
+        """The media file that the table names, whether it exists or not. Raises `UnreadableInput` outside the root."""
+        stated = self.paths[modality][row]
+        if stated is None:
+            return None
+        path = self.root / stated
+        if not self.allow_outside_root and not stays_inside(path, self.root):
+            raise UnreadableInput(f"{stated} leaves the data folder {self.root}")
+        return path
+
+    def raw(self, row: int, modality: str) -> Raw | None:
+        """The raw input; `None` where the segment has no such modality. Raises `UnreadableInput`."""
+        readers: dict[str, Callable[[int], Raw | None]] = {
+            "text": self._text,
+            "audio": self._audio,
+            "midi": self._midi,
+        }
+        raw = readers[modality](row)
+        if raw is None and self.flags[modality][row] and modality != "text":
+            raise UnreadableInput(f"{FLAGS[modality]} is true, but there is neither a blob nor a file")
+        return raw
+
+    def _text(self, row: int) -> RawText | None:
+        if self.flags["text"][row] is False:
+            return None
+        text = self.texts[row]
+        if text is not None:
+            return RawText(text)
+        path = self.file(row, "text")
+        if path is None:
+            return None
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise UnreadableInput(f"cannot read {self.paths['text'][row]}: {error.strerror}") from error
+        try:
+            return RawText(content.decode("utf-8-sig"))
+        except UnicodeDecodeError:  # lyric collections of the 2000s; every byte string is valid in this codec
+            return RawText(content.decode("latin-1"))
+
+    def _audio(self, row: int) -> RawAudio | None:
+        start, end = self._span(row, "audio")
+        blob = self.blobs.audio(row) if self.blobs is not None and self.flags["audio"][row] is not False else None
+        if blob is not None:
+            samples, sample_rate_hz = blob
+            return RawAudio(samples=samples, sample_rate_hz=sample_rate_hz, start_seconds=start, end_seconds=end)
+        path = self._media_file(row, "audio")
+        return None if path is None else RawAudio(path=path, start_seconds=start, end_seconds=end)
+
+    def _midi(self, row: int) -> RawMidi | None:
+        start, end = self._span(row, "midi")
+        data = self.blobs.midi(row) if self.blobs is not None and self.flags["midi"][row] is not False else None
+        if data is not None:
+            return RawMidi(data=data, start_seconds=start, end_seconds=end)
+        path = self._media_file(row, "midi")
+        return None if path is None else RawMidi(path=path, start_seconds=start, end_seconds=end)
+
+    def _media_file(self, row: int, modality: str) -> Path | None:
+        path = self.file(row, modality)
+        if path is None or path.is_file():
+            return path
+        if self.flags[modality][row] is False:  # the table says there is none, and there is none
+            return None
+        raise UnreadableInput(f"{self.paths[modality][row]} does not exist in {self.root}")
+
+    def _span(self, row: int, modality: str) -> tuple[float | None, float | None]:
+        if self.scopes[modality] == "segment":
+            return None, None
+        start, end = self.start_seconds[row], self.end_seconds[row]
+        return (None if np.isnan(start) else float(start)), (None if np.isnan(end) else float(end))
+
+
+def stays_inside(path: Path, root: Path) -> bool:
+    """Whether `path`, links followed, lies in `root`."""
+    try:
+        return path.resolve().is_relative_to(root.resolve())
+    except (OSError, ValueError, RuntimeError):  # loops of links, NUL bytes, names too long
+        return False

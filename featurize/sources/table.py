@@ -1,0 +1,108 @@
+"""The table of segments: a CSV or parquet file as columns with roles.
+
+Conventions: an empty text is a missing value; ids and paths are text, so `010` keeps its zero; CSV cells are text until
+someone asks for numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from featurize.errors import SourceError
+
+
+class SegmentTable:
+    """Role- and name-wise access to a table that is already in memory (blobs never are)."""
+
+    def __init__(self, table: pa.Table, path: Path, roles: Mapping[str, str]):
+        """Raises `SourceError` where the id or group column is missing."""
+        self._table = table
+        self.path = path
+        self.roles = {role: column for role, column in roles.items() if column in table.column_names}
+        for role in ("segment_id", "group"):
+            if role not in self.roles:
+                raise SourceError(
+                    f"{path} has no column {roles[role]!r} for the {role}; it has {_listed(table.column_names)}.\n"
+                    f"Say which column it is: --set data.columns.{role}=NAME"
+                )
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    @property
+    def other_columns(self) -> list[str]:
+        """Columns that play no role, in file order: label candidates."""
+        return [name for name in self._table.column_names if name not in self.roles.values()]
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        return self._table.column(name)
+
+    def texts(self, role: str) -> list[str | None]:
+        """A role's column as text; `None` for null and empty, and for a role the table does not have."""
+        if role not in self.roles:
+            return [None] * len(self)
+        values = pc.cast(self._table.column(self.roles[role]), pa.string()).to_pylist()
+        return [value or None for value in values]
+
+    def numbers(self, role: str) -> tuple[np.ndarray, list[int]]:
+        """float64 (N,), NaN where missing; and the rows whose cell is no finite number."""
+        if role not in self.roles:
+            return np.full(len(self), np.nan), []
+        return parse_numbers(self._table.column(self.roles[role]))
+
+    def flags(self, role: str) -> list[bool | None]:
+        """A has_… column as true, false, or `None` where missing or unknown."""
+        words = {"true": True, "1": True, "1.0": True, "yes": True, "false": False, "0": False, "0.0": False, "no": False}
+        return [words.get(text.lower()) if text else None for text in self.texts(role)]
+
+
+def read_table(path: Path, drop: tuple[str, ...] = ()) -> pa.Table:
+    """A CSV (all cells text) or parquet file without the columns in `drop`. Raises `SourceError`."""
+    try:
+        if path.suffix.lower() == ".csv":
+            with path.open("rb") as file:
+                header = pyarrow.csv.open_csv(file).schema.names
+            repeated = sorted({name for name in header if header.count(name) > 1})
+            if repeated:
+                raise SourceError(f"{path} names {_listed(repeated)} twice in its header; column names must differ.")
+            as_text = pyarrow.csv.ConvertOptions(
+                column_types={name: pa.string() for name in header}, strings_can_be_null=False
+            )
+            newlines = pyarrow.csv.ParseOptions(newlines_in_values=True)  # lyrics in a quoted cell
+            return pyarrow.csv.read_csv(path, parse_options=newlines, convert_options=as_text)
+        names = [name for name in pq.read_schema(path).names if name not in drop]
+        return pq.read_table(path, columns=names)
+    except (OSError, pa.ArrowException) as error:
+        raise SourceError(f"Cannot read {path}: {str(error).splitlines()[0]}") from error
+
+
+def parse_numbers(column: pa.ChunkedArray) -> tuple[np.ndarray, list[int]]:
+    """float64 (N,), NaN where missing or unreadable; and the rows that hold something that is no finite number."""
+    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
+        values = pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
+        return np.where(np.isfinite(values), values, np.nan), np.flatnonzero(np.isinf(values)).tolist()
+    numbers = np.full(len(column), np.nan)
+    unreadable = []
+    for row, value in enumerate(column.to_pylist()):
+        if value is None or value == "":
+            continue
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = np.nan
+        if np.isfinite(number):
+            numbers[row] = number
+        elif str(value).strip().lower() not in ("nan", "null", "none", "na", "n/a"):
+            unreadable.append(row)
+    return numbers, unreadable
+
+
+def _listed(names: list[str], most: int = 12) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,98 @@
+"""Splits into train, val and test that no group crosses, stratified as far as the groups allow.
+
+Segments are dealt to `n` nearly equal folds by scikit-learn's `StratifiedGroupKFold`, and folds are then joined to the
+wanted shares. `random` deals single segments; it cuts through songs, leaks, and says so in every table.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+from featurize.config import SplitConfig
+from featurize.errors import SplitError
+from featurize.labels import strata
+from stores.store import Part, Split
+
+FINE_FOLDS = 20  # shares come in steps of 5% where there are as many groups
+
+
+def make_splits(groups: np.ndarray, label: np.ndarray | None, config: SplitConfig) -> list[Split]:
+    """One split, or one per fold named `name.0`, `name.1`, …: each fold is test once, the next one val.
+
+    groups: text (N,). label: as the store keeps it, or `None`. Raises `SplitError` where there are too few groups.
+    """
+    units = groups if config.method == "grouped" else np.arange(len(groups)).astype(np.dtypes.StringDType())
+    n_units = len(np.unique(units))
+    kind = "groups" if config.method == "grouped" else "segments"
+    wanted = config.folds or 3
+    if n_units < wanted:
+        raise SplitError(f"{n_units} {kind} cannot be dealt to {wanted} parts. Use fewer folds, or more data.")
+    facts = {
+        "method": config.method,
+        "leaks": config.method == "random",
+        "seed": config.seed,
+        "stratified_by": config.stratify_by,
+    }
+    if config.folds:
+        folds = _deal(units, label, config.folds, config.seed)
+        return [_fold_split(config, folds, k, facts) for k in range(config.folds)]
+    n_folds = min(FINE_FOLDS, n_units)
+    folds = _deal(units, label, n_folds, config.seed)
+    n_test = max(1, round(config.test * n_folds))
+    n_val = max(1, round(config.val * n_folds))
+    if n_test + n_val >= n_folds:
+        raise SplitError(f"{n_units} {kind} are too few for val {config.val} and test {config.test}: none is left to train on.")
+    parts = np.full(len(groups), Part.TRAIN, np.uint8)
+    parts[folds < n_test + n_val] = Part.VAL
+    parts[folds < n_test] = Part.TEST
+    return [Split(config.name, parts, {**facts, "val": config.val, "test": config.test})]
+
+
+def check_split(split: Split, groups: np.ndarray) -> None:
+    """Raise `SplitError` where a group stands in two parts of a split that says it does not leak."""
+    if split.facts.get("leaks"):
+        return
+    kept = split.parts != Part.LEFT_OUT
+    names, numbers = np.unique(groups[kept], return_inverse=True)
+    parts = split.parts[kept].astype(np.int64)
+    low, high = np.full(len(names), 255), np.zeros(len(names), np.int64)
+    np.minimum.at(low, numbers, parts)
+    np.maximum.at(high, numbers, parts)
+    if (low != high).any():
+        raise SplitError(f"Split {split.name} cuts through group {names[np.argmax(low != high)]!r}; it would leak.")
+
+
+def fold_names(name: str, known: list[str]) -> list[str]:
+    """The splits behind a name: itself, or the folds `name.0`, `name.1`, …; empty where there is neither."""
+    if name in known:
+        return [name]
+    folds = [split for split in known if split.rpartition(".")[0] == name and split.rpartition(".")[2].isdigit()]
+    return sorted(folds, key=lambda split: int(split.rpartition(".")[2]))
+
+
+def _fold_split(config: SplitConfig, folds: np.ndarray, k: int, facts: dict[str, object]) -> Split:
+    assert config.folds
+    parts = np.full(len(folds), Part.TRAIN, np.uint8)
+    parts[folds == k] = Part.TEST
+    parts[folds == (k + 1) % config.folds] = Part.VAL
+    return Split(f"{config.name}.{k}", parts, {**facts, "folds": config.folds, "fold": k})
+
+
+def _deal(units: np.ndarray, label: np.ndarray | None, n_folds: int, seed: int) -> np.ndarray:
+    """int (N,): the fold of each segment, sizes as equal and classes as even as the units allow."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    _, unit_numbers = np.unique(units, return_inverse=True)
+    classes = strata(label) if label is not None else np.zeros(len(units)).astype(str)
+    _, class_numbers = np.unique(classes, return_inverse=True)
+    if np.bincount(class_numbers).max() < n_folds:  # labels all but unique: nothing to stratify by
+        class_numbers = np.zeros(len(units), np.int64)
+    folds = np.empty(len(units), np.int64)
+    splitter = StratifiedGroupKFold(n_splits=n_folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class")  # rare classes go where they fit
+        for fold, (_, held_out) in enumerate(splitter.split(np.zeros(len(units)), class_numbers, unit_numbers)):
+            folds[held_out] = fold
+    return folds

@@ -1,0 +1,113 @@
+"""Preparation in other processes: in order, never far ahead, and surviving whatever a decoder does.
+
+A row whose preparation raises, takes too long, or kills its process becomes a `Failure`; the others go on.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, TimeoutError
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from pebble import ProcessExpired, ProcessPool
+
+from featurize.encoders.base import Encoder
+from featurize.segments import Raw, UnreadableInput
+
+TIMEOUT_SECONDS = 300.0  # two hours of audio decode in under one minute on one slow core
+AHEAD = 8  # prepared rows per worker that may wait for the model
+
+
+@dataclass(frozen=True)
+class Failure:
+    reason: str
+
+
+class Preparer:
+    """Runs `encoder.prepare` over rows; `workers=0` does it in this process."""
+
+    def __init__(self, encoder: Encoder, workers: int, timeout_seconds: float = TIMEOUT_SECONDS):
+        self._encoder = encoder
+        self._workers = workers
+        self._timeout_seconds = timeout_seconds
+        self._pool: ProcessPool | None = None
+
+    def __enter__(self) -> Preparer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._pool is not None:
+            self._pool.stop()
+            self._pool.join()
+
+    def run(self, jobs: Iterable[tuple[int, Raw]]) -> Iterator[tuple[int, Any]]:
+        """For each (row, raw): (row, item), with `None` for absent and `Failure` for failed, in the order of the jobs."""
+        if not self._workers:
+            for row, raw in jobs:
+                yield row, prepare_safely(self._encoder, raw)
+            return
+        waiting: deque[tuple[int, Future[Any]]] = deque()
+        for row, raw in jobs:
+            waiting.append((row, self._start(raw)))
+            if len(waiting) >= AHEAD * self._workers:
+                yield self._finish(*waiting.popleft())
+        while waiting:
+            yield self._finish(*waiting.popleft())
+
+    def _start(self, raw: Raw) -> Future[Any]:
+        if self._pool is None:  # not before there is work: starting costs seconds
+            self._pool = ProcessPool(
+                self._workers, context=_process_context(), initializer=_adopt_encoder, initargs=(self._encoder,)
+            )
+        future: Future[Any] = self._pool.schedule(_prepare_in_worker, args=(raw,), timeout=self._timeout_seconds)
+        return future
+
+    def _finish(self, row: int, future: Future[Any]) -> tuple[int, Any]:
+        try:
+            return row, future.result()
+        except TimeoutError:
+            return row, Failure(f"not prepared within {self._timeout_seconds:g} s")
+        except ProcessExpired as error:
+            return row, Failure(f"the decoder died (exit code {error.exitcode})")
+
+
+def prepare_safely(encoder: Encoder, raw: Raw) -> Any:
+    """`encoder.prepare(raw)`, with a `Failure` in place of an exception."""
+    try:
+        return encoder.prepare(raw)
+    except UnreadableInput as error:
+        return Failure(str(error))
+    except MemoryError:
+        return Failure("out of memory while preparing")
+    except Exception as error:  # decoders raise what they like; the reason is kept and counted
+        return Failure(f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+_encoder: Encoder  # of this worker process
+
+
+def _adopt_encoder(encoder: Encoder) -> None:
+    global _encoder
+    _encoder = encoder
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+    import torch
+
+    torch.set_num_threads(1)  # parallelism is across rows
+
+
+def _prepare_in_worker(raw: Raw) -> Any:
+    return prepare_safely(_encoder, raw)
+
+
+def _process_context() -> Any:
+    """forkserver where there is one: imports torch once, not once a worker; never a plain fork of a threaded process."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["featurize.workers"])
+    return context

@@ -1,0 +1,96 @@
+"""What any fusion has to beat: the prior, missingness alone, and a linear model on everything.
+
+All predict in the target's own terms (`fusion.targets.Target.predict`), so that one evaluation serves them and the
+fusions. The strength of the linear models' regularization is chosen on the validation split.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from fusion.data import SegmentData
+from fusion.metrics import headline_metric, score
+from fusion.model import Standardize
+from fusion.targets import Target
+
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of logistic regression; 1/alpha of ridge
+SHARE_FLOOR = 1e-4  # a class smaller than this in a soft label adds no weighted sample
+
+Predict = Callable[[np.ndarray], np.ndarray]  # features (n, D) to predictions (n, K)
+
+
+def majority(target: Target, train_rows: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The training split's class shares, label shares or mean, the same for every row: (n, K)."""
+    truth = target.truth[train_rows][target.known[train_rows]].numpy()
+    if target.kind == "categorical":
+        prior = np.bincount(truth, minlength=target.n_outputs) / len(truth)
+    else:
+        prior = truth.mean(axis=0)
+    return np.tile(prior.astype(np.float64), (len(rows), 1))
+
+
+def linear(inputs: np.ndarray, target: Target, train_rows: np.ndarray, val_rows: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Logistic (or ridge) regression from inputs (N, D), fitted on training rows: predictions (n, K) for `rows`."""
+    known = target.known.numpy()
+    train_rows, val_rows = train_rows[known[train_rows]], val_rows[known[val_rows]]
+    truth = target.truth.numpy()
+    metric = headline_metric(target.kind, target.metric)
+    sign = 1 if metric.higher_is_better else -1
+    candidates = []
+    for strength in STRENGTHS:
+        predict = _fit_linear(inputs[train_rows], truth[train_rows], target, strength)
+        quality = sign * score(metric, truth[val_rows], predict(inputs[val_rows])) if len(val_rows) else 0.0
+        candidates.append((quality if np.isfinite(quality) else -np.inf, -strength, predict))
+    return max(candidates, key=lambda candidate: candidate[:2])[2](inputs[rows])
+
+
+def concatenation(data: SegmentData, train_rows: np.ndarray) -> np.ndarray:
+    """All slots standardized side by side, zeros where missing, and the mask: float32 (N, ΣD + M)."""
+    parts = []
+    for index, slot in enumerate(data.slots):
+        present = data.present[:, index]
+        standardize = Standardize(data.widths[slot])
+        standardize.fit(data.vectors[slot][train_rows[present[train_rows].numpy()]])
+        parts.append(np.where(present[:, None], standardize(data.vectors[slot]).numpy(), 0.0))
+    return np.concatenate([*parts, mask(data)], axis=1).astype(np.float32)
+
+
+def mask(data: SegmentData) -> np.ndarray:
+    """Which slots are there, and nothing else: float32 (N, M)."""
+    return data.present.numpy().astype(np.float32)
+
+
+def _fit_linear(inputs: np.ndarray, truth: np.ndarray, target: Target, strength: float) -> Predict:
+    if target.kind == "regression":
+        return Ridge(alpha=1 / strength).fit(inputs, truth).predict
+    if target.kind == "multi_label":
+        columns = [_fit_classes(inputs, truth[:, k].astype(np.int64), None, 2, strength) for k in range(target.n_outputs)]
+        return lambda x: np.stack([predict(x)[:, 1] for predict in columns], axis=1)
+    if target.kind == "soft_distribution":
+        rows, classes = np.nonzero(truth > SHARE_FLOOR)  # a row counts for each class as much as its share
+        return _fit_classes(inputs[rows], classes, truth[rows, classes], target.n_outputs, strength)
+    return _fit_classes(inputs, truth, None, target.n_outputs, strength)
+
+
+def _fit_classes(
+    inputs: np.ndarray, classes: np.ndarray, weights: np.ndarray | None, n_classes: int, strength: float
+) -> Predict:
+    present = np.unique(classes)
+    if len(present) < 2:
+        return lambda x: np.tile(np.eye(n_classes)[present[0]], (len(x), 1))
+    model = LogisticRegression(C=strength, max_iter=300)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the weakest regularization may not get there; it loses
+        model.fit(inputs, classes, sample_weight=weights)
+
+    def predict(x: np.ndarray) -> np.ndarray:
+        probabilities = np.zeros((len(x), n_classes))
+        probabilities[:, model.classes_] = model.predict_proba(x)
+        return probabilities
+
+    return predict

@@ -1,0 +1,119 @@
+"""`cli fit`, `cli report` and `cli config`: from features to a result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from featurize.project import Project, project_options
+
+
+@click.command("fit")
+@project_options
+@click.option("--fusion", "strategy", help="late (default) or gated.")
+@click.option("--target", "target_names", multiple=True, metavar="LABEL[:KIND]", help="What to predict; repeatable.")
+@click.option("--slots", help="Which slots to use, e.g. text,audio. [default: all that have a feature]")
+@click.option("--feature", "features", multiple=True, metavar="SLOT/NAME", help="Which feature fills a slot; repeatable.")
+@click.option("--split", "split_name", help="A split, or a set of folds made by `cli split --folds`.")
+@click.option("--seeds", type=click.IntRange(1), help="How many seeds to train. [default: training.seeds, 3]")
+@click.option("--name", help="Name of the run. [default: the fusion's, numbered]")
+@click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
+@click.option("--baselines/--no-baselines", "with_baselines", default=True, show_default=True)
+@click.option("--allow-pending", is_flag=True, help="Count rows that are not featurized yet as missing.")
+@click.option("--allow-leak", is_flag=True, help="Accept encoders that saw labels of held-out groups; the run says so.")
+@click.option("--overwrite", is_flag=True, help="Replace a run of the same name.")
+@click.option("--json", "as_json", is_flag=True, help="Print metrics.json.")
+def fit_command(project: Project, as_json: bool, runs: Path, **options: Any) -> None:
+    """Train a fusion head on stored features, each slot alone and the baselines beside it, and write a run.
+
+    \b
+    Example:
+      cli fit --fusion gated
+    """
+    from featurize.progress import progress_bar
+    from fusion.fit import fit
+    from fusion.table import result_lines
+
+    config = _with_options(project.config, options)
+    with progress_bar("fit", "trainings") as progress:
+        run = fit(
+            project.open_store(),
+            config,
+            runs=runs,
+            progress=progress,
+            **{key: options[key] for key in ("name", "split_name", "with_baselines", "overwrite")},
+            **{key: options[key] for key in ("allow_pending", "allow_leak")},
+        )
+    if as_json:
+        click.echo(json.dumps(run.metrics, indent=2))
+        return
+    click.echo("\n".join(result_lines(run.metrics)))
+    click.echo(f"\nRun: {run.folder}   Report: {run.folder / 'report.html'}")
+
+
+@click.command("report")
+@click.argument("run", type=click.Path(path_type=Path))
+def report_command(run: Path) -> None:
+    """Write RUN's report.html anew from what the run folder holds. RUN is a folder or a name in runs/.
+
+    \b
+    Example:
+      cli report runs/gated
+    """
+    from fusion.report import write_report
+    from fusion.runs import open_run
+
+    click.echo(f"Report: {write_report(open_run(run))}")
+
+
+@click.command("config")
+@project_options
+def config_command(project: Project) -> None:
+    """Show the configuration in force, as YAML: defaults, the file, and --set.
+
+    \b
+    Example:
+      cli config --set training.lr=3e-4
+    """
+    from fusion.config import dump_yaml
+
+    click.echo(dump_yaml(project.config), nl=False)
+
+
+def _with_options(config: Any, options: dict[str, Any]) -> Any:
+    """The configuration with a command's own options over it."""
+    from fusion.config import validated
+
+    values = config.model_dump(mode="python")
+    fusion, training = values["model"]["fusion"], values["training"]
+    if options["strategy"]:
+        fusion["strategy"] = options["strategy"]
+    if options["slots"]:
+        fusion["slots"] = [slot.strip() for slot in options["slots"].split(",") if slot.strip()]
+    for feature in options["features"]:
+        slot, slash, name = feature.partition("/")
+        if not slash:
+            raise click.UsageError(f"--feature takes SLOT/NAME, e.g. audio/mel_stats, not {feature!r}.")
+        fusion["features"] = {**fusion["features"], slot: name}
+    if options["seeds"]:
+        training["seeds"] = list(range(options["seeds"]))
+    if options["target_names"]:
+        configured = {target.name: target for target in config.model.targets}
+        values["model"]["targets"] = [
+            _target(text, configured) for text in options["target_names"]
+        ]
+    return validated(values, "the options")
+
+
+def _target(text: str, configured: dict[str, Any]) -> dict[str, Any]:
+    """`mood`, as configured where it is; or `mood:categorical`."""
+    name, colon, kind = text.rpartition(":")
+    if not colon:
+        name, kind = text, None
+    known = configured.get(name)
+    if known is not None:
+        return known.model_dump() | ({"kind": kind} if kind else {})
+    return {"name": name, "kind": kind}

@@ -1,0 +1,143 @@
+"""The whole configuration: what `featurize/config.py` knows, with training and fusion added; and how it is read.
+
+Priority, rising: defaults, the YAML file, `--set key=value`, a command's own options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from featurize.config import FeaturizeConfig, ModelEncodersConfig, Section
+from featurize.errors import ConfigError
+
+DEFAULT_PATH = Path("config.yaml")
+
+
+class FusionConfig(Section):
+    """How slots become one vector. The defaults are the ones of `docs/experiments.md`."""
+
+    strategy: str = "late"
+    hidden_dim: int = Field(128, gt=0)
+    attention_heads: int = Field(4, gt=0)
+    dropout: float = Field(0.3, ge=0, lt=1)
+    features: dict[str, str] = Field(
+        default_factory=dict, description="Slot to feature name, e.g. audio: clap; each slot's encoder where empty."
+    )
+    slots: list[str] | None = Field(None, description="Which slots to use; all that have a feature where null.")
+
+
+class TrainingConfig(Section):
+    """The training loop."""
+
+    epochs: int = Field(100, gt=0, description="At most; early stopping usually ends it.")
+    patience: int = Field(15, gt=0, description="Epochs without a better validation loss before it stops.")
+    batch_size: int = Field(256, gt=0)
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    modality_dropout: float = Field(0.1, ge=0, lt=1, description="Chance that a present slot is hidden in a step.")
+    seeds: list[int] = Field([0, 1, 2], min_length=1)
+    bootstrap: int = Field(2000, ge=100, description="Group resamples behind each confidence interval.")
+
+
+class ModelConfig(ModelEncodersConfig):
+    fusion: FusionConfig = FusionConfig()
+
+
+class Config(FeaturizeConfig):
+    """Everything. Sections: data, split, preprocessing, model, training."""
+
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+
+
+def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Config:
+    """Read `path` (or `config.yaml` in this folder, where there is one) and apply `key=value` overrides.
+
+    Raises `ConfigError` on a missing file, unreadable YAML, an unknown key (naming the nearest), or a bad value.
+    """
+    if path is None and DEFAULT_PATH.is_file():
+        path = DEFAULT_PATH
+    values = _read_yaml(path) if path is not None else {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set takes KEY=VALUE, e.g. training.lr=3e-4, not {override!r}.")
+        _put(values, key, _scalar(text), override)
+    return validated(values, str(path or "the options"))
+
+
+def validated(values: Mapping[str, Any], origin: str) -> Config:
+    """A `Config` from plain values. Raises `ConfigError` with one line for each mistake."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(dict(mistake)) for mistake in error.errors()]
+        raise ConfigError(f"{origin}: " + "\n".join(lines[:5])) from error
+
+
+def dump_yaml(config: Config) -> str:
+    """The configuration as YAML that `load_config` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"Cannot read configuration {path}: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds a {type(values).__name__}; a configuration is a mapping of sections.")
+    return values
+
+
+def _scalar(text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    if isinstance(value, str):  # YAML 1.1 takes 3e-4, without a dot, for a text
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _put(values: dict[str, Any], key: str, value: Any, override: str) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {override}: {section} is a value, not a section.")
+    values[last] = value
+
+
+def _explain(mistake: dict[str, Any]) -> str:
+    where = ".".join(str(part) for part in mistake["loc"])
+    if mistake["type"] == "extra_forbidden":
+        known = _keys_beside(mistake["loc"])
+        near = get_close_matches(str(mistake["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}."
+        return f"unknown key {where!r}; {hint}"
+    return f"{where} is {mistake['input']!r}: {mistake['msg']}."
+
+
+def _keys_beside(location: tuple[Any, ...]) -> list[str]:
+    section: Any = Config
+    for part in location[:-1]:
+        if isinstance(part, int):
+            continue
+        annotation = section.model_fields[part].annotation
+        arguments = getattr(annotation, "__args__", ())
+        section = next((a for a in (annotation, *arguments) if isinstance(a, type) and issubclass(a, BaseModel)), Config)
+    return list(section.model_fields)

@@ -1,0 +1,105 @@
+"""From the store to tensors: the features of each slot, their presence, and who is who.
+
+Everything is read once and stays in memory; a batch is an index into whole tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from featurize.errors import ConfigError
+from featurize.segments import MODALITIES
+from fusion.config import Config
+from stores.errors import StoreError
+from stores.store import Status, Store
+
+
+@dataclass(frozen=True)
+class SegmentData:
+    """vectors[slot]: float16 or float32 (N, D_slot), zeros where not present. present: bool (N, M), columns as `slots`."""
+
+    features: Mapping[str, str]  # slot -> feature name
+    vectors: Mapping[str, Tensor]
+    present: Tensor
+    ids: np.ndarray  # text (N,)
+    groups: np.ndarray  # text (N,)
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        return tuple(self.vectors)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        return {slot: vectors.shape[1] for slot, vectors in self.vectors.items()}
+
+    def only(self, slots: Sequence[str]) -> SegmentData:
+        """The same segments with some of the slots."""
+        columns = [self.slots.index(slot) for slot in slots]
+        return replace(
+            self,
+            features={slot: self.features[slot] for slot in slots},
+            vectors={slot: self.vectors[slot] for slot in slots},
+            present=self.present[:, columns],
+        )
+
+
+def choose_features(store: Store, config: Config) -> dict[str, str]:
+    """Slot to feature name, in slot order: as configured, else the slot's encoder, else the only feature there is.
+
+    Raises `ConfigError` where nothing is stored, a named feature is not, or the choice is not clear.
+    """
+    stored: dict[str, list[str]] = {}
+    for name in store.features():
+        slot, _, encoder = name.partition("/")
+        stored.setdefault(slot, []).append(encoder)
+    if not stored:
+        raise ConfigError(f"{store.tree.location} has no features yet. Make some: cli featurize --encoder mel_stats")
+    fusion = config.model.fusion
+    wanted = fusion.slots if fusion.slots is not None else _slot_order({*stored, *fusion.features})
+    chosen = {}
+    for slot in wanted:
+        found = stored.get(slot, [])
+        encoder = config.model.encoder_for(slot)
+        named = fusion.features.get(slot)
+        if named is None and encoder is not None and encoder.type in found:
+            named = encoder.type
+        if named is None and len(found) == 1:
+            named = found[0]
+        if named is None and len(found) > 1:
+            raise ConfigError(
+                f"Slot {slot} has several features: {', '.join(found)}.\nName one: --set model.fusion.features.{slot}=NAME"
+            )
+        if named not in found:
+            listed = ", ".join(store.features())
+            raise ConfigError(f"Slot {slot}: the store has no feature {slot}/{named or '…'}; it has {listed}.")
+        chosen[slot] = f"{slot}/{named}"
+    if not chosen:
+        raise ConfigError("model.fusion.slots is empty; name at least one slot.")
+    return chosen
+
+
+def load_segments(store: Store, features: Mapping[str, str], *, allow_pending: bool = False) -> SegmentData:
+    """Read whole features into memory. Raises `StoreError` where rows are still pending, `DamagedStore` on bad bytes."""
+    vectors, present = {}, []
+    for slot, name in features.items():
+        feature = store.feature(name)
+        status = feature.status()
+        pending = int((status == Status.PENDING).sum())
+        if pending and not allow_pending:
+            raise StoreError(
+                f"{name} is unfinished: {pending:,} of {len(status):,} rows are pending.\n"
+                f"Finish it: cli featurize --encoder {feature.record['encoder']}; or count them as missing: --allow-pending"
+            )
+        vectors[slot] = torch.from_numpy(feature.vectors())
+        present.append(torch.from_numpy(status == Status.PRESENT))
+    return SegmentData(dict(features), vectors, torch.stack(present, dim=1), store.ids, store.groups)
+
+
+def _slot_order(slots: set[str]) -> list[str]:
+    """text, audio, midi, then the user's own by name."""
+    return [slot for slot in MODALITIES if slot in slots] + sorted(slots - set(MODALITIES))

@@ -1,0 +1,268 @@
+"""`fit`: train a fusion on every split and seed, every slot alone beside it, and the baselines; write the run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from featurize.errors import SplitError, UnknownName
+from featurize.splits import check_split, fold_names
+from fusion import baselines
+from fusion.config import Config
+from fusion.data import SegmentData, choose_features, load_segments
+from fusion.evaluate import FUSION, Predictions, evaluate, pattern_rows, patterns
+from fusion.leaks import check_encoders
+from fusion.modules import FUSIONS
+from fusion.runs import environment, free_name, new_run, write_config, write_json, write_model, write_table
+from fusion.targets import Target, load_targets
+from fusion.train import Trained, infer, train
+from stores.store import Part, Split, Store
+
+METRICS_FORMAT = 1
+PARTS = {"train": Part.TRAIN, "val": Part.VAL, "test": Part.TEST}
+Progress = Callable[[int, int], None]  # trainings done, trainings in all
+
+
+@dataclass(frozen=True)
+class Run:
+    """folder: where everything stands. metrics: what `metrics.json` holds."""
+
+    folder: Path
+    metrics: dict[str, Any]
+
+
+def fit(
+    store: Store,
+    config: Config,
+    *,
+    runs: Path = Path("runs"),
+    name: str | None = None,
+    split_name: str | None = None,
+    with_baselines: bool = True,
+    allow_pending: bool = False,
+    allow_leak: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Run:
+    """Train `config.model.fusion` on the store's features; returns the finished run.
+
+    `split_name` may name a split or a set of folds. Raises `TriadError`s where something does not fit.
+    """
+    strategy = config.model.fusion.strategy
+    if strategy not in FUSIONS:
+        raise UnknownName("fusion", strategy, FUSIONS)
+    splits = _open_splits(store, split_name or config.split.name)
+    data = load_segments(store, choose_features(store, config), allow_pending=allow_pending)
+    targets = load_targets(store, list(config.model.targets))
+    notes = check_encoders(store, data.features, splits, allow_leak)
+
+    job = _Job(data, targets, splits, config, with_baselines, progress)
+    job.run()
+
+    name = name or free_name(runs, strategy)
+    metrics = {
+        "format": METRICS_FORMAT,
+        "run": name,
+        "fusion": strategy,
+        "slots": {slot: feature.partition("/")[2] for slot, feature in data.features.items()},
+        "split": {
+            "name": split_name or config.split.name,
+            "method": splits[0].facts["method"],
+            "folds": len(splits),
+            "leaks": bool(splits[0].facts.get("leaks")),
+        },
+        "seeds": config.training.seeds,
+        "n_segments": len(data.ids),
+        "n_groups": len(np.unique(data.groups)),
+        "presence": {slot: float(data.present[:, i].float().mean()) for i, slot in enumerate(data.slots)},
+        "notes": notes,
+        "targets": evaluate(data, targets, job.results, config.training.bootstrap),
+        "model": {"split": job.saved.split, "seed": job.saved.seed, "epoch": job.saved.trained.best_epoch},
+    }
+    with new_run(runs, name, overwrite=overwrite) as folder:
+        write_config(folder, config)
+        write_json(folder / "environment.json", _environment(store, data, splits))
+        write_table(folder / "history.parquet", pa.Table.from_pylist(job.history).to_pydict())
+        write_table(folder / "predictions.parquet", _prediction_table(data, targets, splits, job))
+        write_model(folder / "model.safetensors", job.saved.trained.model.state_dict(), _model_facts(data, config, job.saved))
+        write_json(folder / "metrics.json", metrics)
+        from fusion.report import write_report  # matplotlib is slow to import
+
+        write_report(folder)
+    return Run(runs / name, metrics)
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """The model that is kept: the best seed, by validation loss, of the first split."""
+
+    split: str
+    seed: int
+    val_loss: float
+    trained: Trained
+
+
+class _Job:
+    """All trainings of one fit, and what they predicted: `results[model][part]`."""
+
+    saved: _Saved
+
+    def __init__(
+        self,
+        data: SegmentData,
+        targets: list[Target],
+        splits: list[Split],
+        config: Config,
+        with_baselines: bool,
+        progress: Progress | None,
+    ):
+        self._data = data
+        self._targets = targets
+        self._splits = splits
+        self._config = config
+        self._with_baselines = with_baselines
+        self._progress = progress
+        self._done = 0
+        self._alone = data.slots if with_baselines and len(data.slots) > 1 else ()
+        self.results: dict[str, dict[str, Predictions]] = defaultdict(lambda: defaultdict(Predictions))
+        self.history: list[dict[str, Any]] = []
+        self.weights: dict[tuple[int, int], np.ndarray] = {}  # (seed, split) -> slot weights (n, M) of the test part
+
+    def run(self) -> None:
+        for number, split in enumerate(self._splits):
+            rows = {part: split.rows(code) for part, code in PARTS.items()}
+            for seed in self._config.training.seeds:
+                trained = self._train(FUSION, self._data, number, rows, seed)
+                self._predict_patterns(trained, number, rows["test"], seed)
+                self._keep_if_best(trained, split, number, seed)
+                for slot in self._alone:
+                    self._train(f"{slot} alone", self._data.only([slot]), number, rows, seed)
+            if self._with_baselines:
+                self._predict_baselines(number, rows)
+
+    def _train(
+        self, model: str, data: SegmentData, number: int, rows: dict[str, np.ndarray], seed: int
+    ) -> Trained:
+        trained = train(
+            data, self._targets, rows["train"], rows["val"], self._config.model.fusion, self._config.training, seed
+        )
+        for part, part_rows in rows.items():
+            logits, weights = infer(trained.model, data, part_rows)
+            outputs = [target.predict(out) for target, out in zip(trained.targets, logits, strict=True)]
+            self.results[model][part].add(seed, number, part_rows, outputs)
+            if model == FUSION and part == "test" and weights is not None:
+                self.weights[seed, number] = weights.numpy()
+        split = self._splits[number].name
+        self.history += [{"model": model, "split": split, "seed": seed, **epoch} for epoch in trained.history]
+        self._done += 1
+        if self._progress is not None:
+            per_split = len(self._config.training.seeds) * (1 + len(self._alone))
+            self._progress(self._done, per_split * len(self._splits))
+        return trained
+
+    def _predict_patterns(self, trained: Trained, number: int, test_rows: np.ndarray, seed: int) -> None:
+        for pattern in patterns(self._data.slots):
+            kept, shown = pattern_rows(self._data, test_rows, pattern)
+            logits, _ = infer(trained.model, self._data, kept, shown)
+            outputs = [target.predict(out) for target, out in zip(trained.targets, logits, strict=True)]
+            self.results[FUSION]["pattern/" + "+".join(pattern)].add(seed, number, kept, outputs)
+
+    def _predict_baselines(self, number: int, rows: dict[str, np.ndarray]) -> None:
+        inputs = {
+            "logistic regression": baselines.concatenation(self._data, rows["train"]),
+            "mask only": baselines.mask(self._data),
+        }
+        for part in ("val", "test"):
+            prior = [baselines.majority(target, rows["train"], rows[part]) for target in self._targets]
+            self.results["majority"][part].add(0, number, rows[part], prior)
+        for name, values in inputs.items():
+            held_out = np.concatenate([rows["val"], rows["test"]])
+            outputs = [baselines.linear(values, t, rows["train"], rows["val"], held_out) for t in self._targets]
+            n_val = len(rows["val"])
+            self.results[name]["val"].add(0, number, rows["val"], [output[:n_val] for output in outputs])
+            self.results[name]["test"].add(0, number, rows["test"], [output[n_val:] for output in outputs])
+
+    def _keep_if_best(self, trained: Trained, split: Split, number: int, seed: int) -> None:
+        val_loss = trained.history[trained.best_epoch - 1]["val_loss"]
+        if number == 0 and (not hasattr(self, "saved") or val_loss < self.saved.val_loss):
+            self.saved = _Saved(split.name, seed, val_loss, trained)
+
+
+def _open_splits(store: Store, name: str) -> list[Split]:
+    names = fold_names(name, store.splits())
+    if not names:
+        listed = ", ".join(store.splits()) or "none"
+        raise SplitError(f"The store has no split {name!r}; it has {listed}. `cli split` makes one.")
+    splits = [store.split(split) for split in names]
+    for split in splits:
+        check_split(split, store.groups)
+        for part, code in PARTS.items():
+            if len(split.rows(code)) == 0:
+                raise SplitError(f"Split {split.name} has no {part} segments; make another with `cli split`.")
+    return splits
+
+
+def _environment(store: Store, data: SegmentData, splits: list[Split]) -> dict[str, Any]:
+    return environment(
+        store=store.tree.location,
+        features={name: store.feature(name).fingerprint for name in data.features.values()},
+        splits={split.name: hashlib.sha256(split.parts.tobytes()).hexdigest() for split in splits},
+    )
+
+
+def _model_facts(data: SegmentData, config: Config, saved: _Saved) -> dict[str, Any]:
+    return {
+        "fusion": config.model.fusion.model_dump(mode="json"),
+        "features": dict(data.features),
+        "widths": data.widths,
+        "targets": [
+            {"name": t.name, "kind": t.kind, "classes": t.classes, "mean": t.mean, "scale": t.scale}
+            for t in saved.trained.targets
+        ],
+    }
+
+
+def _prediction_table(data: SegmentData, targets: list[Target], splits: list[Split], job: _Job) -> dict[str, Any]:
+    """Test predictions of the fusion: ids, who was there, slot weights, and for each target truth and prediction."""
+    table: dict[str, list[Any]] = defaultdict(list)
+    test = job.results[FUSION]["test"]
+    for seed, by_split in test.outputs.items():
+        for number, outputs in by_split.items():
+            rows = test.rows[number]
+            table["segment_id"] += data.ids[rows].tolist()
+            table["group"] += data.groups[rows].tolist()
+            table["split"] += [splits[number].name] * len(rows)
+            table["seed"] += [seed] * len(rows)
+            for column, slot in enumerate(data.slots):
+                table[f"present.{slot}"] += data.present[rows, column].tolist()
+                if (seed, number) in job.weights:
+                    table[f"weight.{slot}"] += job.weights[seed, number][:, column].tolist()
+            for target, output in zip(targets, outputs, strict=True):
+                _add_target(table, target, rows, output)
+    return table
+
+
+def _add_target(table: dict[str, list[Any]], target: Target, rows: np.ndarray, output: np.ndarray) -> None:
+    """`<target>.true`, `<target>.predicted`, and `<target>.p.<class>` where there are probabilities."""
+    known = target.known.numpy()[rows]
+    truth = target.truth.numpy()[rows]
+    if target.kind == "categorical":
+        table[f"{target.name}.true"] += [target.classes[t] if k else None for t, k in zip(truth, known, strict=True)]
+        table[f"{target.name}.predicted"] += [target.classes[p] for p in output.argmax(axis=1)]
+    elif target.kind == "regression":
+        table[f"{target.name}.true"] += [float(t[0]) if k else None for t, k in zip(truth, known, strict=True)]
+        table[f"{target.name}.predicted"] += output[:, 0].tolist()
+        return
+    else:
+        for index, label in enumerate(target.classes):
+            cells = [float(t[index]) if k else None for t, k in zip(truth, known, strict=True)]
+            table[f"{target.name}.true.{label}"] += cells
+    for index, label in enumerate(target.classes):
+        table[f"{target.name}.p.{label}"] += output[:, index].tolist()

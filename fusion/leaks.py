@@ -1,0 +1,54 @@
+"""Whether a feature's encoder has seen what a split holds back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from featurize.pipeline import ids_sha256
+from stores.errors import TriadError
+from stores.store import Part, Split, Store
+
+
+class LeakError(TriadError):
+    """An encoder trained on labels has seen groups that this split evaluates on."""
+
+
+def check_encoders(store: Store, features: Mapping[str, str], splits: Sequence[Split], allow: bool) -> list[str]:
+    """Notes for the report on every encoder that saw held-out groups. Raises `LeakError` where it saw their labels."""
+    notes = []
+    for name in features.values():
+        trained_on = store.feature(name).record["trained_on"]
+        if trained_on is None:
+            continue
+        seen = _seen_groups(store, trained_on)
+        held_out = np.concatenate([split.rows(part) for split in splits for part in (Part.VAL, Part.TEST)])
+        overlap = None if seen is None else len(seen & set(store.groups[held_out].tolist()))
+        if overlap == 0:
+            continue
+        how_many = "groups that cannot be told any more" if overlap is None else f"{overlap:,} of the groups held out here"
+        what = f"{name} was trained on split {trained_on['split']} and saw {how_many}"
+        if not trained_on["labels"]:
+            notes.append(f"{what}; without labels, so its vectors may be slightly better here than on new songs.")
+        elif allow:
+            notes.append(f"LEAK: {what}, with labels. The result is not to be believed.")
+        else:
+            raise LeakError(
+                f"{what}, with labels: val and test would not be unseen.\n"
+                f"Use --split {trained_on['split']}, train the encoder on this split, or accept it with --allow-leak."
+            )
+    if any(split.facts.get("leaks") for split in splits):
+        notes.append("LEAK: this split cuts through groups; segments of one song stand on both sides.")
+    return notes
+
+
+def _seen_groups(store: Store, trained_on: Mapping[str, object]) -> set[str] | None:
+    """Groups of the rows an encoder was trained on; `None` where the split is not what it was."""
+    name = str(trained_on["split"])
+    if name not in store.splits():
+        return None
+    train = store.split(name).rows(Part.TRAIN)
+    if ids_sha256(store.ids[train]) != trained_on["ids_sha256"]:
+        return None
+    return set(store.groups[train].tolist())

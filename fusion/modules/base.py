@@ -1,0 +1,71 @@
+"""The fusion contract: slot vectors and their presence in, one vector per segment out.
+
+Conventions: B batch, M slots in a fixed order, D_slot feature width, H hidden. `present` is bool (B, M), columns in the
+order of `widths`. What stands in a slot that is not present is never read: not a wrong number, not NaN, not its sign.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import BoolTensor, Tensor, nn
+
+
+@dataclass(frozen=True)
+class Fused:
+    """vector: (B, H). weights: how much each slot counted, (B, M), zero where missing; `None` where a fusion has no such number."""
+
+    vector: Tensor
+    weights: Tensor | None = None
+
+
+class MultimodalFusion(nn.Module, ABC):
+    """Base of all fusions. Implement `fuse`; `forward` gives its vector."""
+
+    name: ClassVar[str]
+
+    def __init__(self, widths: Mapping[str, int], hidden_dim: int, dropout: float):
+        """widths: D of every slot, in slot order. Raises `ValueError` without any slot."""
+        super().__init__()
+        if not widths:
+            raise ValueError("a fusion needs at least one slot")
+        self.slots = tuple(widths)
+        self.hidden_dim = hidden_dim
+
+    @abstractmethod
+    def fuse(self, features: Mapping[str, Tensor], present: BoolTensor) -> Fused:
+        """features[slot]: float (B, D_slot). Raises `ValueError` on an unknown or missing slot."""
+
+    def forward(self, features: Mapping[str, Tensor], present: BoolTensor) -> Tensor:
+        return self.fuse(features, present).vector
+
+
+class SlotProjections(nn.Module):
+    """Each slot's vector projected to H; a learned null embedding where it is not present. (B, D_slot)… to (B, M, H)."""
+
+    def __init__(self, widths: Mapping[str, int], hidden_dim: int, dropout: float):
+        super().__init__()
+        self.slots = tuple(widths)
+        self.projections = nn.ModuleDict({_key(slot): nn.Linear(width, hidden_dim) for slot, width in widths.items()})
+        self.nulls = nn.Parameter(torch.zeros(len(widths), hidden_dim))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, features: Mapping[str, Tensor], present: BoolTensor) -> Tensor:
+        if set(features) != set(self.slots):
+            raise ValueError(f"expected the slots {', '.join(self.slots)}, got {', '.join(features)}")
+        tokens = []
+        for index, slot in enumerate(self.slots):
+            here = present[:, index : index + 1]
+            vectors = torch.where(here, features[slot], 0.0)  # before the product: 0 × NaN is NaN
+            projected = self.projections[_key(slot)](self.dropout(vectors))
+            tokens.append(torch.where(here, projected, self.nulls[index]))
+        return torch.stack(tokens, dim=1)
+
+
+def _key(slot: str) -> str:
+    """Slots may be called what they like; a module name may hold no dot."""
+    return "slot_" + slot.replace(".", "%2E")

@@ -1,0 +1,96 @@
+"""The run folder: everything one training produced, from which any table and the report can be made again.
+
+    config.yaml          the configuration in force
+    environment.json     versions, machine, command, store and split fingerprints
+    metrics.json         every number, with intervals (`docs/metrics.md`)
+    history.parquet      one row an epoch, for every model, split and seed
+    predictions.parquet  one row a segment, split and seed, of what was held out
+    model.safetensors    weights of one model; what it needs to be rebuilt stands in the file's metadata
+    report.html
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.torch import save_file
+
+from featurize.errors import UnknownName
+from fusion.config import Config, dump_yaml
+from stores.errors import TriadError
+
+PACKAGES = ("triad-fusion", "torch", "numpy", "scikit-learn", "zarr", "pyarrow")
+
+
+def free_name(runs: Path, wanted: str) -> str:
+    """`wanted`, or `wanted-2`, `wanted-3`, … where that run exists."""
+    name, number = wanted, 2
+    while (runs / name).exists():
+        name, number = f"{wanted}-{number}", number + 1
+    return name
+
+
+@contextmanager
+def new_run(runs: Path, name: str, *, overwrite: bool = False) -> Iterator[Path]:
+    """A folder that becomes `runs/name` when the block ends without error. Raises `TriadError` where it exists."""
+    if not name or name in (".", "..") or "/" in name or "\\" in name or name.startswith("."):
+        raise TriadError(f"A run is called by a plain name such as gated-2, not {name!r}.")
+    final = runs / name
+    if final.exists() and not overwrite:
+        raise TriadError(f"Run {final} exists. Use another --name, or --overwrite it.")
+    partial = runs / f".{name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+
+
+def open_run(run: Path) -> Path:
+    """The folder of a finished run: a path, or a name in `runs/`. Raises `UnknownName`."""
+    for folder in (run, Path("runs") / run):
+        if (folder / "metrics.json").is_file():
+            return folder
+    known = sorted(path.parent.name for path in Path("runs").glob("*/metrics.json"))
+    raise UnknownName("run", str(run), known)
+
+
+def write_config(run: Path, config: Config) -> None:
+    (run / "config.yaml").write_text(dump_yaml(config), "utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+
+
+def write_table(path: Path, columns: Mapping[str, Any]) -> None:
+    pq.write_table(pa.table(dict(columns)), path)
+
+
+def write_model(path: Path, weights: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Weights as safetensors, and as metadata what is needed to build the module that takes them."""
+    tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
+    save_file(tensors, path, metadata={"triad_fusion": json.dumps(facts, sort_keys=True)})
+
+
+def environment(**facts: Any) -> dict[str, Any]:
+    """Versions, machine and command, with further `facts` of the run."""
+    return {
+        "command": " ".join(["cli", *sys.argv[1:]]),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "packages": {name: version(name) for name in PACKAGES},
+        **facts,
+    }

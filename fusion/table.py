@@ -1,0 +1,52 @@
+"""A run's result as lines of text: the fusion, its baselines and its presence patterns, target by target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def result_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """What `cli fit` prints. metrics: the content of `metrics.json`."""
+    split = metrics["split"]
+    folds = f", {split['folds']} folds pooled" if split["folds"] > 1 else ""
+    slots = ", ".join(f"{slot}/{encoder}" for slot, encoder in metrics["slots"].items())
+    seeds = ", ".join(str(seed) for seed in metrics["seeds"])
+    lines = [f"{metrics['fusion']} of {slots}; split {split['name']} ({split['method']}{folds}); seeds {seeds}"]
+    for name, target in metrics["targets"].items():
+        test = target["splits"]["test"]
+        arrow = "higher is better" if target["higher_is_better"] else "lower is better"
+        lines += ["", f"{name}: {target['metric']} on {test['n']:,} test segments of {test['n_groups']:,} groups ({arrow})"]
+        rows = [(metrics["fusion"], test, "")]
+        for baseline, parts in target["baselines"].items():
+            rows.append((baseline, parts["test"], _difference(target["comparisons"][baseline], metrics["fusion"])))
+        lines += _columns(rows)
+        lines.append("  by what is shown to the model:")
+        lines += _columns([(name, score, f"n {score['n']:,}") for name, score in target["presence_patterns"].items()])
+    lines += ["", *metrics["notes"]] if metrics["notes"] else []
+    return lines
+
+
+def interval_text(ci95: list[float] | None, digits: int = 3) -> str:
+    """`[0.512, 0.604]`, or a dash where there is no interval."""
+    return "—" if ci95 is None else f"[{ci95[0]:.{digits}f}, {ci95[1]:.{digits}f}]"
+
+
+def value_text(value: float | None, digits: int = 3) -> str:
+    return "—" if value is None else f"{value:.{digits}f}"
+
+
+def _difference(comparison: Mapping[str, Any], fusion: str) -> str:
+    if comparison["difference"] is None:
+        return ""
+    verdict = {True: f"{fusion} is better", False: f"{fusion} is worse", None: "no clear difference"}
+    sign = f"{comparison['difference']:+.3f}"
+    return f"{verdict[comparison['better']]} ({sign} {interval_text(comparison['ci95'])})"
+
+
+def _columns(rows: list[tuple[str, Mapping[str, Any], str]]) -> list[str]:
+    width = max(len(name) for name, _, _ in rows)
+    return [
+        f"  {name:<{width}}  {value_text(score['value']):>6}  {interval_text(score['ci95']):<16}  {note}".rstrip()
+        for name, score, note in rows
+    ]

@@ -1,0 +1,135 @@
+"""The one training loop. Read it top to bottom: seed, model, optimizer, epochs, best weights.
+
+Stored vectors are whole tensors and a batch is an index into them, so nothing is done for each sample in Python.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusion.config import FusionConfig, TrainingConfig
+from fusion.data import SegmentData
+from fusion.missing import drop_slots
+from fusion.model import FusionModel
+from fusion.modules import build_fusion
+from fusion.targets import Target
+from stores.errors import TriadError
+
+EVALUATION_BATCH = 4096
+
+
+@dataclass
+class Trained:
+    """A model with its best weights, and what happened on the way, one dict an epoch."""
+
+    model: FusionModel
+    targets: list[Target]  # with the training split's class weights, mean and scale
+    best_epoch: int
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def train(
+    data: SegmentData,
+    targets: Sequence[Target],
+    train_rows: np.ndarray,
+    val_rows: np.ndarray,
+    fusion: FusionConfig,
+    training: TrainingConfig,
+    seed: int,
+) -> Trained:
+    """Fit one fusion model with early stopping on the validation loss. Raises `TriadError` where the loss becomes NaN."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)  # order and dropped slots, apart from weights and dropout
+    train_rows, val_rows = _with_a_label(train_rows, targets), _with_a_label(val_rows, targets)
+    targets = [target.fitted_to(train_rows) for target in targets]
+
+    model = FusionModel(
+        build_fusion(fusion.strategy, data.widths, fusion.hidden_dim, fusion.dropout),
+        data.widths,
+        targets,
+        fusion.dropout,
+    )
+    for index, (slot, standardize) in enumerate(zip(data.slots, model.standardize.values(), strict=True)):
+        standardize.fit(data.vectors[slot][train_rows[data.present[train_rows, index].numpy()]])
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=training.lr, weight_decay=training.weight_decay)
+    steps_per_epoch = math.ceil(len(train_rows) / training.batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, training.epochs * steps_per_epoch)
+
+    best_loss, best_epoch, best_weights = math.inf, 0, copy.deepcopy(model.state_dict())
+    history: list[dict[str, Any]] = []
+    for epoch in range(1, training.epochs + 1):
+        started = time.perf_counter()
+        model.train()
+        train_loss = 0.0
+        for rows in torch.from_numpy(train_rows)[torch.randperm(len(train_rows), generator=generator)].split(
+            training.batch_size
+        ):
+            present = drop_slots(data.present[rows], training.modality_dropout, generator)
+            logits, _ = model({slot: vectors[rows] for slot, vectors in data.vectors.items()}, present)
+            loss = total_loss(targets, logits, rows)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            train_loss += float(loss.detach()) * len(rows) / len(train_rows)
+
+        logits, _ = infer(model, data, val_rows)
+        val_loss = float(total_loss(targets, logits, torch.from_numpy(val_rows)))
+        seconds = time.perf_counter() - started
+        history.append({"epoch": epoch, "train_loss": train_loss, "val_loss": val_loss, "seconds": seconds})
+        if not math.isfinite(train_loss) or not math.isfinite(val_loss):
+            raise TriadError(
+                f"The loss became {train_loss if not math.isfinite(train_loss) else val_loss} in epoch {epoch} "
+                f"(seed {seed}). Lower the learning rate: --set training.lr={training.lr / 10:g}"
+            )
+        if val_loss < best_loss:
+            best_loss, best_epoch, best_weights = val_loss, epoch, copy.deepcopy(model.state_dict())
+        if epoch - best_epoch >= training.patience:
+            break
+
+    model.load_state_dict(best_weights)
+    return Trained(model.eval(), targets, best_epoch, history)
+
+
+def total_loss(targets: Sequence[Target], logits: Sequence[Tensor], rows: Tensor) -> Tensor:
+    """The weighted sum of the targets' losses over some rows."""
+    return torch.stack([t.loss_weight * t.loss(out, rows) for t, out in zip(targets, logits, strict=True)]).sum()
+
+
+@torch.inference_mode()
+def infer(
+    model: FusionModel, data: SegmentData, rows: np.ndarray, present: Tensor | None = None
+) -> tuple[list[Tensor], Tensor | None]:
+    """Logits (n, K) for each target, and slot weights (n, M) or `None`, for some rows.
+
+    present: bool (n, M) in place of what is there, to hide slots from the model.
+    """
+    model.eval()
+    outputs, weights = [], []
+    indices = torch.from_numpy(rows)
+    shown = data.present[indices] if present is None else present
+    for start in range(0, max(len(rows), 1), EVALUATION_BATCH):
+        batch = indices[start : start + EVALUATION_BATCH]
+        vectors = {slot: values[batch] for slot, values in data.vectors.items()}
+        logits, importance = model(vectors, shown[start : start + EVALUATION_BATCH])
+        outputs.append(logits)
+        weights.append(importance)
+    joined = [torch.cat(parts) for parts in zip(*outputs, strict=True)]
+    return joined, None if weights[0] is None else torch.cat(weights)
+
+
+def _with_a_label(rows: np.ndarray, targets: Sequence[Target]) -> np.ndarray:
+    known = torch.stack([target.known for target in targets]).any(dim=0).numpy()
+    kept: np.ndarray = rows[known[rows]]
+    return kept

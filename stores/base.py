@@ -1,0 +1,63 @@
+"""What a backend must provide: a tree of named arrays with attributes. Everything else is `stores.store.Store`.
+
+Conventions
+-----------
+* A path is slash-separated without a leading slash, e.g. `features/audio/mel_stats/vectors`; `""` is the root.
+* The first axis of every array is rows, cut in chunks of `chunk_rows`; a chunk is read and written whole, and a
+  write to one chunk is atomic: a reader, or a process that is killed, sees all of it or nothing.
+* New arrays read as zeros, or as empty strings.
+* Text arrays have numpy's `StringDType`; every other dtype is a fixed-size number or bool.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+
+STRING = np.dtypes.StringDType()
+
+Attributes = dict[str, Any]  # JSON values
+
+
+class ArrayTree(ABC):
+    """A backend. Subclass it, and `tests/stores_contract.py` tests it."""
+
+    location: str  # for messages: a path, or "memory"
+
+    @abstractmethod
+    def create(self, path: str, shape: tuple[int, ...], dtype: np.dtype[Any], chunk_rows: int) -> None:
+        """Make an array of zeros, replacing whatever was at `path`; parent groups are made as needed."""
+
+    @abstractmethod
+    def read(self, path: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Rows [start, stop). Raises `StoreError` where there is no such array, `DamagedStore` where bytes are bad."""
+
+    @abstractmethod
+    def write(self, path: str, start: int, values: np.ndarray) -> None:
+        """Write rows from `start`, which is the first row of a chunk, to the end of a chunk or of the array."""
+
+    @abstractmethod
+    def stored_chunks(self, path: str) -> set[int]:
+        """Numbers of the chunks that were ever written (and are still there)."""
+
+    @abstractmethod
+    def layout(self, path: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+        """Shape, dtype and rows per chunk of an array."""
+
+    @abstractmethod
+    def children(self, path: str) -> list[str]:
+        """Names directly below a group, sorted; empty where there is no such group."""
+
+    @abstractmethod
+    def attributes(self, path: str) -> Attributes:
+        """The attributes of a group or an array; empty where there is none."""
+
+    @abstractmethod
+    def set_attributes(self, path: str, attributes: Attributes) -> None:
+        """Replace the attributes in one atomic step; a group is made where nothing stands at `path`."""
+
+    @abstractmethod
+    def delete(self, path: str) -> None:
+        """Remove an array or a group with all below it; nothing happens where there is none."""

@@ -1,0 +1,99 @@
+"""`cli inspect` and `cli verify`: what a store holds, and whether it is whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+Command = Callable[..., Any]
+
+
+def store_option(command: Command) -> Command:
+    """`--store PATH`, as every command that reads one takes it."""
+    return click.option(
+        "--store",
+        "store_path",
+        type=click.Path(path_type=Path),
+        default=Path("features.zarr"),
+        show_default=True,
+        help="The feature store.",
+    )(command)
+
+
+@click.command("inspect")
+@store_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every encoder record in full.")
+def inspect_command(store_path: Path, as_json: bool) -> None:
+    """Show what a store holds: segments, labels, splits, and each feature's present, absent and failed rows.
+
+    \b
+    Example:
+      cli inspect --store features.zarr
+    """
+    from stores import open_store
+    from stores.inspect import summarize
+
+    summary = summarize(open_store(store_path))
+    click.echo(json.dumps(summary, indent=2) if as_json else "\n".join(_lines(summary)))
+
+
+@click.command("verify")
+@store_option
+def verify_command(store_path: Path) -> None:
+    """Read every chunk back and check it against its checksum. Exits 1 where something is damaged.
+
+    \b
+    Example:
+      cli verify --store features.zarr
+    """
+    from stores import open_store
+    from stores.verify import verify
+
+    damages = list(verify(open_store(store_path)))
+    for damage in damages:
+        click.echo(str(damage))
+    if damages:
+        click.echo(f"{len(damages)} damaged chunks in {store_path}. Encode the rows again: cli featurize --replace.")
+        raise SystemExit(1)
+    click.echo(f"{store_path}: every chunk is there and matches its checksum.")
+
+
+def _lines(summary: dict[str, Any]) -> list[str]:
+    lines = [f"{summary['location']}: {summary['segments']:,} segments in {summary['groups']:,} groups"]
+    lines.append("")
+    lines.append("labels")
+    for name, label in summary["labels"].items():
+        detail = ""
+        if "counts" in label:
+            detail = ", ".join(f"{value} {count:,}" for value, count in label["counts"].items())
+        elif "mean" in label:
+            detail = f"{label['min']:.4g} to {label['max']:.4g}, mean {label['mean']:.4g}"
+        elif "distinct" in label:
+            detail = f"{label['distinct']:,} different texts"
+        elif "width" in label:
+            detail = f"vectors of {label['width']}"
+        lines.append(f"  {name}: {detail}" + (f" ({label['missing']:,} missing)" if label["missing"] else ""))
+    lines.append("splits")
+    for name, split in summary["splits"].items():
+        parts = ", ".join(
+            f"{part} {count['segments']:,} segments / {count['groups']:,} groups"
+            for part, count in split["parts"].items()
+        )
+        leak = "  LEAKS: groups are cut" if split.get("leaks") else ""
+        lines.append(f"  {name} ({split['method']}, seed {split['seed']}): {parts}{leak}")
+    if not summary["splits"]:
+        lines.append("  none; `cli split` makes one")
+    lines.append("features")
+    for name, feature in summary["features"].items():
+        lines.append(
+            f"  {name}  {feature['width']} x {feature['dtype']}  present {feature['present']:,}, absent"
+            f" {feature['absent']:,}, failed {feature['failed']:,}, pending {feature['pending']:,}  {feature['encoder']}"
+        )
+        lines += [f"    failed {count:,}: {reason}" for reason, count in feature["reasons"].items()]
+    if not summary["features"]:
+        lines.append("  none; `cli featurize --encoder NAME` makes one")
+    return lines

@@ -1,0 +1,151 @@
+"""The Zarr v3 backend: one folder, readable by anything that reads Zarr.
+
+Chunks are stored uncompressed, because float16 vectors hardly compress and reading then runs at memory speed, and each
+ends in a crc32c checksum. Empty chunks are written too: a missing file is damage, never "all zeros".
+Source: Zarr core specification 3.0 (chunk key encoding `c/…`), zarr-python >= 3.1.3 (local writes are atomic).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+import zarr.errors
+from zarr.codecs import Crc32cCodec
+
+from stores.base import ArrayTree, Attributes
+from stores.errors import DamagedStore, StoreError
+
+
+class ZarrTree(ArrayTree):
+    def __init__(self, path: Path):
+        """Open an existing store. Raises `StoreError` where there is none."""
+        self.path = Path(path)
+        self.location = str(path)
+        if not (self.path / "zarr.json").is_file():
+            raise StoreError(f"There is no store at {self.path}. `cli ingest DATA` makes one.")
+        self._root = zarr.open_group(self.path, mode="r+", zarr_format=3)
+        self._open: dict[str, zarr.Array[Any]] = {}
+
+    def create(self, path: str, shape: tuple[int, ...], dtype: np.dtype[Any], chunk_rows: int) -> None:
+        self.delete(path)
+        self._open[path] = self._root.create_array(
+            path,
+            shape=shape,
+            # an empty array still needs a chunk shape of at least one row
+            chunks=(max(1, min(chunk_rows, max(shape[0], 1))), *(max(1, n) for n in shape[1:])),
+            dtype=dtype,
+            compressors=[Crc32cCodec()],
+            fill_value="" if dtype.kind == "T" else 0,
+            config={"write_empty_chunks": True},
+        )
+
+    def read(self, path: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        array = self._array(path)
+        stop = array.shape[0] if stop is None else min(stop, array.shape[0])
+        try:
+            return np.asarray(array[start:stop])
+        except Exception as error:  # codecs raise ValueError, struct.error, UnicodeDecodeError… on damaged bytes
+            raise DamagedStore(
+                f"{self.location}: {path}, rows {start} to {stop - 1} cannot be read ({error}). "
+                "`cli verify` lists every damaged chunk."
+            ) from error
+
+    def write(self, path: str, start: int, values: np.ndarray) -> None:
+        array = self._array(path)
+        array[start : start + len(values)] = values
+
+    def stored_chunks(self, path: str) -> set[int]:
+        shape = self._array(path).shape
+        tail = "/0" * (len(shape) - 1)  # the other axes are never cut
+        found = (self.path / path / "c").glob("*" + tail)
+        return {int(str(file.relative_to(self.path / path / "c")).split(os.sep)[0]) for file in found if file.is_file()}
+
+    def layout(self, path: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+        array = self._array(path)
+        return array.shape, array.dtype, array.chunks[0]
+
+    def children(self, path: str) -> list[str]:
+        folder = self.path / path
+        if not folder.is_dir() or _node_type(folder) == "array":
+            return []
+        return sorted(entry.name for entry in folder.iterdir() if (entry / "zarr.json").is_file())
+
+    def attributes(self, path: str) -> Attributes:
+        document = self.path / path / "zarr.json"
+        if not document.is_file():
+            return {}
+        try:
+            attributes: Attributes = json.loads(document.read_text("utf-8")).get("attributes", {})
+        except ValueError as error:
+            raise DamagedStore(f"{document} is not readable as JSON ({error}).") from error
+        return attributes
+
+    def set_attributes(self, path: str, attributes: Attributes) -> None:
+        if path and _node_type(self.path / path) is None:
+            self._root.create_group(path)
+        node = self._root[path] if path else self._root
+        node.attrs.put(attributes)  # one atomic replacement of zarr.json
+
+    def delete(self, path: str) -> None:
+        for name in [name for name in self._open if name == path or name.startswith(f"{path}/")]:
+            del self._open[name]
+        # Off with its head first: without zarr.json a half-deleted feature is not mistaken for a whole one.
+        (self.path / path / "zarr.json").unlink(missing_ok=True)
+        shutil.rmtree(self.path / path, ignore_errors=True)
+
+    def _array(self, path: str) -> zarr.Array[Any]:
+        if path not in self._open:
+            if _node_type(self.path / path) != "array":
+                raise StoreError(f"{self.location} has no array {path!r}.")
+            array = self._root[path]
+            assert isinstance(array, zarr.Array)
+            # the option lives in the process, not in the file: without it an all-zero chunk would be left out
+            self._open[path] = array.with_config({"write_empty_chunks": True})
+        return self._open[path]
+
+
+def _node_type(folder: Path) -> str | None:
+    try:
+        node: str = json.loads((folder / "zarr.json").read_text("utf-8"))["node_type"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return node
+
+
+@contextmanager
+def new_zarr_tree(path: Path, *, replace: bool = False) -> Iterator[ZarrTree]:
+    """A tree that appears at `path` when the block ends without error; until then nothing is there.
+
+    Raises `StoreError` where `path` exists already and `replace` is false, or is no store.
+    """
+    path = Path(path)
+    if path.exists() and not replace:
+        raise StoreError(f"{path} exists already. Pass --replace to make it anew, or name another with --store.")
+    if path.exists() and not (path / "zarr.json").is_file():
+        raise StoreError(f"{path} exists and is not a store; it will not be replaced. Name another with --store.")
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # what an interrupted run left
+    zarr.create_group(partial, zarr_format=3)
+    yield ZarrTree(partial)
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
+    partial.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Delete temporary files that a killed writer left inside the store (`NAME.<hex>.partial`)."""
+    for file in Path(path).rglob("*.partial"):
+        if re.search(r"\.[0-9a-f]{32}\.partial$", file.name):
+            file.unlink(missing_ok=True)

@@ -1,0 +1,137 @@
+"""Both backends pass the contract; what only files can suffer is tested below."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from stores import open_store
+from stores.errors import DamagedStore, StoreError
+from stores.memory_store import MemoryTree
+from stores.record import differences, fingerprint
+from stores.store import Store
+from stores.verify import verify
+from stores.zarr_store import ZarrTree, new_zarr_tree, remove_leftovers
+from tests.stores_contract import RECORD, TreeContract, make_store, write
+
+
+class TestMemory(TreeContract):
+    @pytest.fixture
+    def tree(self):
+        return MemoryTree()
+
+    def reopen(self, tree):
+        return tree
+
+
+class TestZarr(TreeContract):
+    @pytest.fixture
+    def tree(self, tmp_path):
+        with new_zarr_tree(tmp_path / "features.zarr"):
+            pass
+        return ZarrTree(tmp_path / "features.zarr")
+
+    def reopen(self, tree):
+        return ZarrTree(tree.path)
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    with new_zarr_tree(tmp_path / "features.zarr") as tree:
+        made = make_store(tree)
+        feature = made.create_feature("audio/toy", RECORD)
+        for chunk in feature.chunks()[:2]:
+            write(feature, chunk, list(chunk))
+    return open_store(tmp_path / "features.zarr")
+
+
+def test_importing_stores_imports_nothing_heavy():
+    code = "import sys, stores; print([m for m in ('torch', 'zarr', 'h5py', 'pyarrow', 'numpy') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = "import sys, stores.store, stores.zarr_store, stores.verify, stores.inspect; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+def test_a_flipped_byte_is_found_and_named(store, tmp_path):
+    assert list(verify(store)) == []
+    victim = tmp_path / "features.zarr/features/audio/toy/vectors/c/1/0"
+    content = bytearray(victim.read_bytes())
+    content[5] ^= 1
+    victim.write_bytes(content)
+    (damage,) = verify(store)
+    assert str(damage).startswith("audio/toy: vectors, chunk 1, rows 4 to 7: ") and "checksum" in damage.reason
+    with pytest.raises(DamagedStore, match="cli verify"):
+        store["audio/toy"].vectors()
+
+
+def test_every_file_of_the_store_is_covered(store, tmp_path):
+    """Flip one byte in each chunk file: not one passes unseen."""
+    files = [file for file in (tmp_path / "features.zarr").rglob("c/**/*") if file.is_file()]
+    assert len(files) > 20
+    for file in files:
+        content = file.read_bytes()
+        file.write_bytes(bytes([content[0] ^ 0xFF]) + content[1:])
+        assert len(list(verify(open_store(store.tree.location)))) == 1, file
+        file.write_bytes(content)
+
+
+@pytest.mark.parametrize("array", ["vectors/c/0/0", "input_hash/c/0/0", "failure/c/0"])
+def test_a_missing_chunk_is_damage_not_zeros(store, tmp_path, array):
+    (tmp_path / "features.zarr/features/audio/toy" / array).unlink()
+    (damage,) = verify(store)
+    assert damage.reason == "missing" and (damage.start, damage.stop) == (0, 4)
+    if array.startswith("vectors"):
+        with pytest.raises(DamagedStore, match="rows 0 to 3: the vectors are gone"):
+            store["audio/toy"].vectors()
+
+
+def test_a_chunk_never_written_is_pending_not_damage(store):
+    assert store["audio/toy"].status().tolist() == [1] * 8 + [0, 0] and list(verify(store)) == []
+
+
+def test_a_new_store_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "features.zarr"
+    with pytest.raises(KeyboardInterrupt), new_zarr_tree(path) as tree:
+        make_store(tree)
+        raise KeyboardInterrupt
+    assert not path.exists()
+    with new_zarr_tree(path) as tree:
+        make_store(tree)
+    with pytest.raises(StoreError, match="--replace"), new_zarr_tree(path):
+        pass
+    with new_zarr_tree(path, replace=True) as tree:
+        make_store(tree, n=3)
+    assert open_store(path).n_segments == 3 and [p.name for p in tmp_path.iterdir()] == ["features.zarr"]
+
+
+def test_a_folder_that_is_no_store_is_not_replaced(tmp_path):
+    (tmp_path / "precious").mkdir()
+    with pytest.raises(StoreError, match="not a store"), new_zarr_tree(tmp_path / "precious", replace=True):
+        pass
+    with pytest.raises(StoreError, match="cli ingest"):
+        open_store(tmp_path / "precious")
+
+
+def test_leftovers_of_a_killed_writer_are_removed(store, tmp_path):
+    path = tmp_path / "features.zarr"
+    leftover = path / "features/audio/toy/vectors/c/0" / f"0.{'a' * 32}.partial"
+    leftover.write_bytes(b"x")
+    remove_leftovers(path)
+    assert not leftover.exists() and list(verify(store)) == []
+
+
+def test_records_differ_by_name_and_value():
+    other = {**RECORD, "libraries": {"librosa": "0.11"}, "width": 4}
+    assert fingerprint(RECORD) == fingerprint(dict(reversed(RECORD.items())))
+    assert differences(RECORD, other) == [
+        "libraries: {} in the store, absent now",
+        "libraries.librosa: absent in the store, 0.11 now",
+        "width: 3 in the store, 4 now",
+    ]
+
+
+def test_string_columns_read_as_numpy_strings(store):
+    assert store.ids.dtype == np.dtypes.StringDType()
