@@ -1,7 +1,7 @@
 """The `cli` command: names, one line of help each, and where the command lives.
 
-Commands are imported when they are asked for, so that `cli --help` waits for no library. A user's mistake (`TriadError`)
-prints its message and exits 2; anything else is a bug and keeps its traceback.
+Commands are imported when they are asked for, so that `cli --help` waits for no library. A user's mistake
+(`TriadError`) prints its message and exits 2; anything else is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ COMMANDS = {  # in the order of the work
     "report": ("fusion.commands:report_command", "Write a run's report.html anew."),
     "config": ("fusion.commands:config_command", "Show the configuration in force."),
 }
+
+
+class UserMistake(click.ClickException):
+    exit_code = 2
 
 
 class LazyGroup(click.Group):
@@ -55,9 +59,7 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except TriadError as error:
-            failure = click.ClickException(str(error))
-            failure.exit_code = 2
-            raise failure from error
+            raise UserMistake(str(error)) from error
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

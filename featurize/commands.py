@@ -186,6 +186,7 @@ def _first_split(project: Project, store: Any, say: Any) -> str | None:
 
 def _make_splits(project: Project, store: Any, given: dict[str, Any], replace: bool) -> list[str]:
     import numpy as np
+    from pydantic import ValidationError
 
     from featurize.config import SplitConfig
     from featurize.errors import ConfigError, SplitError
@@ -193,7 +194,12 @@ def _make_splits(project: Project, store: Any, given: dict[str, Any], replace: b
     from featurize.splits import check_split, make_splits
     from stores.store import Part
 
-    config = SplitConfig(**{**project.config.split.model_dump(), **given})
+    try:
+        config = SplitConfig(**{**project.config.split.model_dump(), **given})
+    except ValidationError as error:
+        mistake = error.errors()[0]
+        where = ".".join(str(part) for part in mistake["loc"])
+        raise SplitError(f"{where} {mistake['msg']}.".strip()) from error
     stratify_by = config.stratify_by
     if stratify_by is None:
         try:

@@ -101,7 +101,9 @@ class SplitConfig(Section):
     @model_validator(mode="after")
     def _something_is_left_to_train_on(self) -> SplitConfig:
         if self.val + self.test >= 1:
-            raise ValueError(f"val {self.val} and test {self.test} leave nothing to train on; their sum must be below 1")
+            raise ValueError(
+                f"val {self.val} and test {self.test} leave nothing to train on; their sum must be below 1"
+            )
         return self
 
 

@@ -163,7 +163,7 @@ class _ChunkWork:
                 first_with[digest] = row
                 yield row, raw
 
-    def settle(self, row: int, outcome: None | Failure | np.ndarray) -> None:
+    def settle(self, row: int, outcome: np.ndarray | Failure | None) -> None:
         """What became of a row: absent, failed, or its vector (D,)."""
         if outcome is None:
             self._results[row] = (Status.ABSENT, None, "")

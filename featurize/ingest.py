@@ -94,7 +94,9 @@ def write_store(
     Raises `SourceError` while errors stand, `StoreError` where another store is in the way.
     """
     if found.errors:
-        raise SourceError(f"Nothing was written: {len(found.errors)} kinds of errors stand in {found.source.table.path}.")
+        raise SourceError(
+            f"Nothing was written: {len(found.errors)} kinds of errors stand in {found.source.table.path}."
+        )
     facts = describe_source(found.source, store_path)
     if store_path.exists() and not replace:
         store = open_store(store_path)
@@ -206,10 +208,8 @@ def _check_media(found: Ingest) -> None:
             _problem(found, Severity.WARNING, f"{FLAGS[modality]}, but the id is in no media file", rows, remedy)
 
 
-def _look_for_media(
-    source: Source, modality: str
-) -> tuple[np.ndarray, list[int], list[int], list[int], list[int]]:
-    """Presence bool (N,); rows whose path leaves the root, whose file is missing, whose flag is contradicted, unfounded."""
+def _look_for_media(source: Source, modality: str) -> tuple[np.ndarray, list[int], list[int], list[int], list[int]]:
+    """Presence bool (N,); rows: path leaves the root, file missing, flag contradicted, flag unfounded."""
     present = np.zeros(len(source), bool)
     outside, missing, contradicted, unfounded = [], [], [], []
     for row in range(len(source)):

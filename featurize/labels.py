@@ -85,8 +85,7 @@ def resolve_targets(targets: list[TargetConfig], labels: dict[str, np.ndarray]) 
             if column not in labels:
                 raise ConfigError(f"Target {target.name}: there is no label {column!r}; known: {', '.join(labels)}.")
         kind = target.kind or ("soft_distribution" if target.columns else infer_kind(labels[columns[0]]))
-        column = None if target.columns else columns[0]
-        resolved.append(target.model_copy(update={"kind": kind, "column": column}))
+        resolved.append(target.model_copy(update={"kind": kind, "column": None if target.columns else columns[0]}))
     names = [target.name for target in resolved]
     if len(set(names)) < len(names):
         raise ConfigError(f"Two targets share a name: {', '.join(names)}. Each needs its own.")
@@ -94,7 +93,7 @@ def resolve_targets(targets: list[TargetConfig], labels: dict[str, np.ndarray]) 
 
 
 def strata(values: np.ndarray, bins: int = 5) -> np.ndarray:
-    """Text (N,): the class a split is stratified by. Numbers fall into quantile bins, lists into their largest entry."""
+    """Text (N,): the class a split is stratified by. Numbers fall into quantile bins, lists to their largest entry."""
     if values.dtype.kind == "T":
         return values
     if values.ndim == 2:

@@ -61,7 +61,10 @@ def featurize(
             _fit(encoder, store, rows, split)
             fitted_on = split.name
     feature = store.open_feature(
-        name, encoder.record.to_dict(), dtype=np.dtype(dtype), state=encoder.state_arrays() if encoder.must_fit else None
+        name,
+        encoder.record.to_dict(),
+        dtype=np.dtype(dtype),
+        state=encoder.state_arrays() if encoder.must_fit else None,
     )
     extraction = extract(
         feature,

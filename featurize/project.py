@@ -39,13 +39,22 @@ def project_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(command)
     @click.pass_context
     def with_project(
-        context: click.Context, /, config_path: Path | None, overrides: tuple[str, ...], store_path: Path, **options: Any
+        context: click.Context,
+        /,
+        config_path: Path | None,
+        overrides: tuple[str, ...],
+        store_path: Path,
+        **options: Any,
     ) -> Any:
         load_config = context.find_root().obj  # set by cli.py, because the whole configuration is the top layer's
         return command(Project(load_config(config_path, overrides), store_path), **options)
 
     with_settings = click.option(
-        "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a configuration key, e.g. split.seed=1."
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override a configuration key, e.g. split.seed=1.",
     )(store_option(with_project))
     return click.option(
         "--config",
@@ -82,8 +91,7 @@ def open_source_of(store: Store, store_path: Path, config: FeaturizeConfig) -> S
     path = config.data.path or store_path.resolve().parent / facts["path"]
     if not path.exists():
         raise SourceError(
-            f"The raw data of {store_path} was at {path} and is not there now.\n"
-            "Say where it is: --set data.path=FOLDER"
+            f"The raw data of {store_path} was at {path} and is not there now.\nSay where it is: --set data.path=FOLDER"
         )
     data = DataConfig(
         layout=facts["layout"],

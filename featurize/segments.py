@@ -86,7 +86,9 @@ def _digest(*parts: bytes) -> bytes:
 
 def _pack_span(start_seconds: float | None, end_seconds: float | None) -> bytes:
     nan = float("nan")
-    return struct.pack("<dd", nan if start_seconds is None else start_seconds, nan if end_seconds is None else end_seconds)
+    return struct.pack(
+        "<dd", nan if start_seconds is None else start_seconds, nan if end_seconds is None else end_seconds
+    )
 
 
 def _file_digest(path: Path) -> bytes:

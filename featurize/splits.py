@@ -7,6 +7,8 @@ wanted shares. `random` deals single segments; it cuts through songs, leaks, and
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +45,9 @@ def make_splits(groups: np.ndarray, label: np.ndarray | None, config: SplitConfi
     n_test = max(1, round(config.test * n_folds))
     n_val = max(1, round(config.val * n_folds))
     if n_test + n_val >= n_folds:
-        raise SplitError(f"{n_units} {kind} are too few for val {config.val} and test {config.test}: none is left to train on.")
+        raise SplitError(
+            f"{n_units} {kind} are too few for val {config.val} and test {config.test}: none is left to train on."
+        )
     parts = np.full(len(groups), Part.TRAIN, np.uint8)
     parts[folds < n_test + n_val] = Part.VAL
     parts[folds < n_test] = Part.TEST
@@ -72,7 +76,7 @@ def fold_names(name: str, known: list[str]) -> list[str]:
     return sorted(folds, key=lambda split: int(split.rpartition(".")[2]))
 
 
-def _fold_split(config: SplitConfig, folds: np.ndarray, k: int, facts: dict[str, object]) -> Split:
+def _fold_split(config: SplitConfig, folds: np.ndarray, k: int, facts: Mapping[str, Any]) -> Split:
     assert config.folds
     parts = np.full(len(folds), Part.TRAIN, np.uint8)
     parts[folds == k] = Part.TEST

@@ -40,13 +40,15 @@ class Preparer:
     def __enter__(self) -> Preparer:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._pool is not None:
             self._pool.stop()
             self._pool.join()
 
     def run(self, jobs: Iterable[tuple[int, Raw]]) -> Iterator[tuple[int, Any]]:
-        """For each (row, raw): (row, item), with `None` for absent and `Failure` for failed, in the order of the jobs."""
+        """For each (row, raw) in order: (row, item), with `None` for absent and `Failure` for failed."""
         if not self._workers:
             for row, raw in jobs:
                 yield row, prepare_safely(self._encoder, raw)
@@ -105,7 +107,7 @@ def _prepare_in_worker(raw: Raw) -> Any:
 
 
 def _process_context() -> Any:
-    """forkserver where there is one: imports torch once, not once a worker; never a plain fork of a threaded process."""
+    """forkserver where there is one: it imports torch once, not once a worker. Never a fork of a threaded process."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")

@@ -34,7 +34,9 @@ def majority(target: Target, train_rows: np.ndarray, rows: np.ndarray) -> np.nda
     return np.tile(prior.astype(np.float64), (len(rows), 1))
 
 
-def linear(inputs: np.ndarray, target: Target, train_rows: np.ndarray, val_rows: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def linear(
+    inputs: np.ndarray, target: Target, train_rows: np.ndarray, val_rows: np.ndarray, rows: np.ndarray
+) -> np.ndarray:
     """Logistic (or ridge) regression from inputs (N, D), fitted on training rows: predictions (n, K) for `rows`."""
     known = target.known.numpy()
     train_rows, val_rows = train_rows[known[train_rows]], val_rows[known[val_rows]]
@@ -67,9 +69,12 @@ def mask(data: SegmentData) -> np.ndarray:
 
 def _fit_linear(inputs: np.ndarray, truth: np.ndarray, target: Target, strength: float) -> Predict:
     if target.kind == "regression":
-        return Ridge(alpha=1 / strength).fit(inputs, truth).predict
+        ridge = Ridge(alpha=1 / strength).fit(inputs, truth[:, 0])
+        return lambda x: ridge.predict(x)[:, None]
     if target.kind == "multi_label":
-        columns = [_fit_classes(inputs, truth[:, k].astype(np.int64), None, 2, strength) for k in range(target.n_outputs)]
+        columns = [
+            _fit_classes(inputs, truth[:, k].astype(np.int64), None, 2, strength) for k in range(target.n_outputs)
+        ]
         return lambda x: np.stack([predict(x)[:, 1] for predict in columns], axis=1)
     if target.kind == "soft_distribution":
         rows, classes = np.nonzero(truth > SHARE_FLOOR)  # a row counts for each class as much as its share

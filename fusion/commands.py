@@ -16,7 +16,9 @@ from featurize.project import Project, project_options
 @click.option("--fusion", "strategy", help="late (default) or gated.")
 @click.option("--target", "target_names", multiple=True, metavar="LABEL[:KIND]", help="What to predict; repeatable.")
 @click.option("--slots", help="Which slots to use, e.g. text,audio. [default: all that have a feature]")
-@click.option("--feature", "features", multiple=True, metavar="SLOT/NAME", help="Which feature fills a slot; repeatable.")
+@click.option(
+    "--feature", "features", multiple=True, metavar="SLOT/NAME", help="Which feature fills a slot; repeatable."
+)
 @click.option("--split", "split_name", help="A split, or a set of folds made by `cli split --folds`.")
 @click.option("--seeds", type=click.IntRange(1), help="How many seeds to train. [default: training.seeds, 3]")
 @click.option("--name", help="Name of the run. [default: the fusion's, numbered]")
@@ -102,9 +104,7 @@ def _with_options(config: Any, options: dict[str, Any]) -> Any:
         training["seeds"] = list(range(options["seeds"]))
     if options["target_names"]:
         configured = {target.name: target for target in config.model.targets}
-        values["model"]["targets"] = [
-            _target(text, configured) for text in options["target_names"]
-        ]
+        values["model"]["targets"] = [_target(text, configured) for text in options["target_names"]]
     return validated(values, "the options")
 
 
@@ -112,8 +112,6 @@ def _target(text: str, configured: dict[str, Any]) -> dict[str, Any]:
     """`mood`, as configured where it is; or `mood:categorical`."""
     name, colon, kind = text.rpartition(":")
     if not colon:
-        name, kind = text, None
-    known = configured.get(name)
-    if known is not None:
-        return known.model_dump() | ({"kind": kind} if kind else {})
-    return {"name": name, "kind": kind}
+        name, kind = text, ""
+    values: dict[str, Any] = configured[name].model_dump() if name in configured else {"name": name}
+    return values | ({"kind": kind} if kind else {})

@@ -139,5 +139,7 @@ def _keys_beside(location: tuple[Any, ...]) -> list[str]:
             continue
         annotation = section.model_fields[part].annotation
         arguments = getattr(annotation, "__args__", ())
-        section = next((a for a in (annotation, *arguments) if isinstance(a, type) and issubclass(a, BaseModel)), Config)
+        section = next(
+            (a for a in (annotation, *arguments) if isinstance(a, type) and issubclass(a, BaseModel)), Config
+        )
     return list(section.model_fields)

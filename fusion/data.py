@@ -21,7 +21,7 @@ from stores.store import Status, Store
 
 @dataclass(frozen=True)
 class SegmentData:
-    """vectors[slot]: float16 or float32 (N, D_slot), zeros where not present. present: bool (N, M), columns as `slots`."""
+    """vectors[slot]: float16 or float32 (N, D_slot), zeros where not present. present: bool (N, M), as `slots`."""
 
     features: Mapping[str, str]  # slot -> feature name
     vectors: Mapping[str, Tensor]
@@ -64,15 +64,15 @@ def choose_features(store: Store, config: Config) -> dict[str, str]:
     chosen = {}
     for slot in wanted:
         found = stored.get(slot, [])
-        encoder = config.model.encoder_for(slot)
+        section = config.model.encoder_for(slot)
         named = fusion.features.get(slot)
-        if named is None and encoder is not None and encoder.type in found:
-            named = encoder.type
+        if named is None and section is not None and section.type in found:
+            named = section.type
         if named is None and len(found) == 1:
             named = found[0]
         if named is None and len(found) > 1:
             raise ConfigError(
-                f"Slot {slot} has several features: {', '.join(found)}.\nName one: --set model.fusion.features.{slot}=NAME"
+                f"Slot {slot} has several features: {', '.join(found)}.\nName one: --feature {slot}/{found[0]}"
             )
         if named not in found:
             listed = ", ".join(store.features())
@@ -84,7 +84,7 @@ def choose_features(store: Store, config: Config) -> dict[str, str]:
 
 
 def load_segments(store: Store, features: Mapping[str, str], *, allow_pending: bool = False) -> SegmentData:
-    """Read whole features into memory. Raises `StoreError` where rows are still pending, `DamagedStore` on bad bytes."""
+    """Read whole features into memory. Raises `StoreError` where rows are pending, `DamagedStore` on bad bytes."""
     vectors, present = {}, []
     for slot, name in features.items():
         feature = store.feature(name)
@@ -93,7 +93,8 @@ def load_segments(store: Store, features: Mapping[str, str], *, allow_pending: b
         if pending and not allow_pending:
             raise StoreError(
                 f"{name} is unfinished: {pending:,} of {len(status):,} rows are pending.\n"
-                f"Finish it: cli featurize --encoder {feature.record['encoder']}; or count them as missing: --allow-pending"
+                f"Finish it with cli featurize --encoder {feature.record['encoder']}, or count them as missing with"
+                " --allow-pending."
             )
         vectors[slot] = torch.from_numpy(feature.vectors())
         present.append(torch.from_numpy(status == Status.PRESENT))

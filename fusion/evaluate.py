@@ -39,7 +39,10 @@ class Predictions:
 
     def pooled(self, target: int) -> list[np.ndarray]:
         """For each seed the predictions (n, K), in the order of `pooled_rows`."""
-        return [np.concatenate([by_split[split][target] for split in sorted(self.rows)]) for by_split in self.outputs.values()]
+        return [
+            np.concatenate([by_split[split][target] for split in sorted(self.rows)])
+            for by_split in self.outputs.values()
+        ]
 
 
 Results = Mapping[str, Mapping[str, Predictions]]  # model -> part -> predictions
@@ -60,16 +63,14 @@ def pattern_rows(data: SegmentData, rows: np.ndarray, pattern: Sequence[str]) ->
     return kept, shown
 
 
-def evaluate(
-    data: SegmentData, targets: Sequence[Target], results: Results, resamples: int
-) -> dict[str, Any]:
+def evaluate(data: SegmentData, targets: Sequence[Target], results: Results, resamples: int) -> dict[str, Any]:
     """The `targets` part of `metrics.json`."""
-    return {target.name: _evaluate_target(data, index, target, results, resamples) for index, target in enumerate(targets)}
+    return {
+        target.name: _evaluate_target(data, index, target, results, resamples) for index, target in enumerate(targets)
+    }
 
 
-def _evaluate_target(
-    data: SegmentData, index: int, target: Target, results: Results, resamples: int
-) -> dict[str, Any]:
+def _evaluate_target(data: SegmentData, index: int, target: Target, results: Results, resamples: int) -> dict[str, Any]:
     metric = headline_metric(target.kind, target.metric)
     score_part = _PartScorer(data, index, target, metric, resamples)
     fused = results[FUSION]
@@ -87,7 +88,8 @@ def _evaluate_target(
             for name in baselines
         },
         "presence_patterns": {
-            name: {**score_part(fused[part]), "n_exactly": _n_exactly(data, fused, name)} for name, part in shown.items()
+            name: {**score_part(fused[part]), "n_exactly": _n_exactly(data, fused, name)}
+            for name, part in shown.items()
         },
         "comparisons": {
             name: score_part.compare(fused["test"], results[name]["test"]) for name in baselines if "test" in parts

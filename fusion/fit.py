@@ -20,7 +20,7 @@ from fusion.data import SegmentData, choose_features, load_segments
 from fusion.evaluate import FUSION, Predictions, evaluate, pattern_rows, patterns
 from fusion.leaks import check_encoders
 from fusion.modules import FUSIONS
-from fusion.runs import environment, free_name, new_run, write_config, write_json, write_model, write_table
+from fusion.runs import check_name, environment, free_name, new_run, write_config, write_json, write_model, write_table
 from fusion.targets import Target, load_targets
 from fusion.train import Trained, infer, train
 from stores.store import Part, Split, Store
@@ -58,6 +58,7 @@ def fit(
     strategy = config.model.fusion.strategy
     if strategy not in FUSIONS:
         raise UnknownName("fusion", strategy, FUSIONS)
+    name = check_name(runs, name or free_name(runs, strategy), overwrite)
     splits = _open_splits(store, split_name or config.split.name)
     data = load_segments(store, choose_features(store, config), allow_pending=allow_pending)
     targets = load_targets(store, list(config.model.targets))
@@ -66,7 +67,6 @@ def fit(
     job = _Job(data, targets, splits, config, with_baselines, progress)
     job.run()
 
-    name = name or free_name(runs, strategy)
     metrics = {
         "format": METRICS_FORMAT,
         "run": name,
@@ -86,12 +86,14 @@ def fit(
         "targets": evaluate(data, targets, job.results, config.training.bootstrap),
         "model": {"split": job.saved.split, "seed": job.saved.seed, "epoch": job.saved.trained.best_epoch},
     }
-    with new_run(runs, name, overwrite=overwrite) as folder:
+    with new_run(runs, name) as folder:
         write_config(folder, config)
         write_json(folder / "environment.json", _environment(store, data, splits))
         write_table(folder / "history.parquet", pa.Table.from_pylist(job.history).to_pydict())
         write_table(folder / "predictions.parquet", _prediction_table(data, targets, splits, job))
-        write_model(folder / "model.safetensors", job.saved.trained.model.state_dict(), _model_facts(data, config, job.saved))
+        write_model(
+            folder / "model.safetensors", job.saved.trained.model.state_dict(), _model_facts(data, config, job.saved)
+        )
         write_json(folder / "metrics.json", metrics)
         from fusion.report import write_report  # matplotlib is slow to import
 
@@ -147,9 +149,7 @@ class _Job:
             if self._with_baselines:
                 self._predict_baselines(number, rows)
 
-    def _train(
-        self, model: str, data: SegmentData, number: int, rows: dict[str, np.ndarray], seed: int
-    ) -> Trained:
+    def _train(self, model: str, data: SegmentData, number: int, rows: dict[str, np.ndarray], seed: int) -> Trained:
         trained = train(
             data, self._targets, rows["train"], rows["val"], self._config.model.fusion, self._config.training, seed
         )

@@ -27,7 +27,9 @@ def check_encoders(store: Store, features: Mapping[str, str], splits: Sequence[S
         overlap = None if seen is None else len(seen & set(store.groups[held_out].tolist()))
         if overlap == 0:
             continue
-        how_many = "groups that cannot be told any more" if overlap is None else f"{overlap:,} of the groups held out here"
+        how_many = (
+            "groups that cannot be told any more" if overlap is None else f"{overlap:,} of the groups held out here"
+        )
         what = f"{name} was trained on split {trained_on['split']} and saw {how_many}"
         if not trained_on["labels"]:
             notes.append(f"{what}; without labels, so its vectors may be slightly better here than on new songs.")

@@ -61,7 +61,7 @@ def _confusion(truth: np.ndarray, prediction: np.ndarray) -> Statistics:
 
 
 def _square(sums: np.ndarray) -> np.ndarray:
-    n_classes = int(round(sums.shape[-1] ** 0.5))
+    n_classes = round(float(sums.shape[-1] ** 0.5))
     return sums.reshape(*sums.shape[:-1], n_classes, n_classes)
 
 
@@ -200,11 +200,13 @@ class GroupBootstrap:
 
     def values(self, metric: Metric, truth: np.ndarray, predictions: Sequence[np.ndarray]) -> np.ndarray:
         """The metric in every resample, averaged over seeds: (R,)."""
-        return np.mean([metric.value(self.sums(metric.statistics(truth, p))) for p in predictions], axis=0)
+        by_seed = [metric.value(self.sums(metric.statistics(truth, p))) for p in predictions]
+        return np.asarray(np.mean(by_seed, axis=0))
 
 
 def score(metric: Metric, truth: np.ndarray, prediction: np.ndarray) -> float:
     """The metric on all segments."""
+    assert prediction.ndim == 2 and len(prediction) == len(truth), (prediction.shape, truth.shape)
     return float(metric.value(metric.statistics(truth, prediction).sum(axis=0)))
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import BoolTensor, Tensor
+from torch import Tensor
 
 
-def drop_slots(present: BoolTensor, chance: float, generator: torch.Generator | None = None) -> Tensor:
+def drop_slots(present: Tensor, chance: float, generator: torch.Generator | None = None) -> Tensor:
     """Hide each present slot with `chance`, always leaving one of those a segment has. bool (B, M) to bool (B, M).
 
     A dropped slot is a missing slot: only the mask changes, and everything downstream sees only the mask.

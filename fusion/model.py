@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import BoolTensor, Tensor, nn
+from torch import Tensor, nn
 
 from fusion.modules.base import MultimodalFusion
 from fusion.targets import Target
@@ -22,11 +22,13 @@ class FusionModel(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.heads = nn.ModuleList([nn.Linear(fusion.hidden_dim, target.n_outputs) for target in targets])
 
-    def forward(self, features: Mapping[str, Tensor], present: BoolTensor) -> tuple[list[Tensor], Tensor | None]:
+    def standardizers(self) -> list[Standardize]:
+        """One for each slot, in slot order."""
+        return [module for module in self.standardize.values() if isinstance(module, Standardize)]
+
+    def forward(self, features: Mapping[str, Tensor], present: Tensor) -> tuple[list[Tensor], Tensor | None]:
         """Logits (B, K) for each target, in target order; and the slot weights (B, M) where the fusion has them."""
-        standardized = {
-            slot: self.standardize[f"slot_{i}"](features[slot]) for i, slot in enumerate(self.slots)
-        }
+        standardized = {slot: self.standardize[f"slot_{i}"](features[slot]) for i, slot in enumerate(self.slots)}
         fused = self.fusion.fuse(standardized, present)
         hidden = self.dropout(fused.vector)
         return [head(hidden) for head in self.heads], fused.weights

@@ -1,12 +1,12 @@
 """The run folder: everything one training produced, from which any table and the report can be made again.
 
-    config.yaml          the configuration in force
-    environment.json     versions, machine, command, store and split fingerprints
-    metrics.json         every number, with intervals (`docs/metrics.md`)
-    history.parquet      one row an epoch, for every model, split and seed
-    predictions.parquet  one row a segment, split and seed, of what was held out
-    model.safetensors    weights of one model; what it needs to be rebuilt stands in the file's metadata
-    report.html
+config.yaml          the configuration in force
+environment.json     versions, machine, command, store and split fingerprints
+metrics.json         every number, with intervals (`docs/metrics.md`)
+history.parquet      one row an epoch, for every model, split and seed
+predictions.parquet  one row a segment, split and seed, of what was held out
+model.safetensors    weights of one model; what it needs to be rebuilt stands in the file's metadata
+report.html
 """
 
 from __future__ import annotations
@@ -41,14 +41,19 @@ def free_name(runs: Path, wanted: str) -> str:
     return name
 
 
-@contextmanager
-def new_run(runs: Path, name: str, *, overwrite: bool = False) -> Iterator[Path]:
-    """A folder that becomes `runs/name` when the block ends without error. Raises `TriadError` where it exists."""
-    if not name or name in (".", "..") or "/" in name or "\\" in name or name.startswith("."):
+def check_name(runs: Path, name: str, overwrite: bool) -> str:
+    """`name`, if a run may be called so. Raises `TriadError`; ask before the training, not after."""
+    if not name or "/" in name or "\\" in name or name.startswith("."):
         raise TriadError(f"A run is called by a plain name such as gated-2, not {name!r}.")
+    if (runs / name).exists() and not overwrite:
+        raise TriadError(f"Run {runs / name} exists. Use another --name, or --overwrite it.")
+    return name
+
+
+@contextmanager
+def new_run(runs: Path, name: str) -> Iterator[Path]:
+    """A folder that becomes `runs/name` when the block ends without error."""
     final = runs / name
-    if final.exists() and not overwrite:
-        raise TriadError(f"Run {final} exists. Use another --name, or --overwrite it.")
     partial = runs / f".{name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

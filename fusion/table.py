@@ -16,7 +16,10 @@ def result_lines(metrics: Mapping[str, Any]) -> list[str]:
     for name, target in metrics["targets"].items():
         test = target["splits"]["test"]
         arrow = "higher is better" if target["higher_is_better"] else "lower is better"
-        lines += ["", f"{name}: {target['metric']} on {test['n']:,} test segments of {test['n_groups']:,} groups ({arrow})"]
+        lines += [
+            "",
+            f"{name}: {target['metric']} on {test['n']:,} test segments of {test['n_groups']:,} groups ({arrow})",
+        ]
         rows = [(metrics["fusion"], test, "")]
         for baseline, parts in target["baselines"].items():
             rows.append((baseline, parts["test"], _difference(target["comparisons"][baseline], metrics["fusion"])))

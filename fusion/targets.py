@@ -44,14 +44,16 @@ class Target:
         return len(self.classes)
 
     def fitted_to(self, rows: np.ndarray) -> Target:
-        """The target with class weights, mean and scale of the training rows. Raises `ConfigError` where it cannot be learned."""
+        """With class weights, mean and scale of the training rows. Raises `ConfigError` where none can be."""
         known = self.known[rows]
         truth = self.truth[rows][known]
         if len(truth) == 0:
             raise ConfigError(f"Target {self.name}: no segment of the training split has this label.")
         if self.kind == "categorical" and len(truth.unique()) < 2:
             only = self.classes[int(truth[0])]
-            raise ConfigError(f"Target {self.name}: the training split has one class only ({only!r}); nothing to learn.")
+            raise ConfigError(
+                f"Target {self.name}: the training split has one class only ({only!r}); nothing to learn."
+            )
         if self.kind == "regression":
             scale = float(truth.std(correction=0))
             return replace(self, mean=float(truth.mean()), scale=scale if scale > 0 else 1.0)
@@ -129,7 +131,9 @@ Encoded = tuple[list[str], np.ndarray, np.ndarray]
 
 def _categorical(config: TargetConfig, values: np.ndarray) -> Encoded:
     if values.ndim != 1:
-        raise ConfigError(f"Target {config.name}: {config.column} holds lists; a categorical target needs one value each.")
+        raise ConfigError(
+            f"Target {config.name}: {config.column} holds lists; a categorical target needs one value each."
+        )
     if values.dtype.kind == "T":
         names = values
     else:
@@ -152,7 +156,9 @@ def _multi_label(config: TargetConfig, values: np.ndarray) -> Encoded:
         known = ~np.isnan(values).any(axis=1)
         return [str(i) for i in range(values.shape[1])], np.nan_to_num(values).astype(np.float32), known
     if values.dtype.kind != "T":
-        raise ConfigError(f"Target {config.name}: {config.column} holds numbers; a multi-label target needs texts or lists.")
+        raise ConfigError(
+            f"Target {config.name}: {config.column} holds numbers; a multi-label target needs texts or lists."
+        )
     rows = [_label_set(text, config.separator) for text in values.tolist()]
     classes = sorted({label for row in rows if row is not None for label in row}, key=_natural)
     number = {name: index for index, name in enumerate(classes)}
@@ -170,7 +176,7 @@ def _soft_distribution(config: TargetConfig, values: np.ndarray) -> Encoded:
     if negative:
         raise ConfigError(f"Target {config.name}: {negative:,} rows have negative shares; a distribution has none.")
     total = values.sum(axis=1, keepdims=True)
-    known = np.asarray((total[:, 0] > 0))  # NaN compares false; all-zero is no distribution
+    known = np.asarray(total[:, 0] > 0)  # NaN compares false; all-zero is no distribution
     shares = np.where(known[:, None], values / np.where(known[:, None], total, 1), 0).astype(np.float32)
     return list(config.columns or [str(i) for i in range(values.shape[1])]), shares, known
 

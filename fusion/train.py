@@ -46,7 +46,7 @@ def train(
     training: TrainingConfig,
     seed: int,
 ) -> Trained:
-    """Fit one fusion model with early stopping on the validation loss. Raises `TriadError` where the loss becomes NaN."""
+    """Fit one fusion with early stopping on the validation loss. Raises `TriadError` where the loss becomes NaN."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)  # order and dropped slots, apart from weights and dropout
     train_rows, val_rows = _with_a_label(train_rows, targets), _with_a_label(val_rows, targets)
@@ -58,7 +58,7 @@ def train(
         targets,
         fusion.dropout,
     )
-    for index, (slot, standardize) in enumerate(zip(data.slots, model.standardize.values(), strict=True)):
+    for index, (slot, standardize) in enumerate(zip(data.slots, model.standardizers(), strict=True)):
         standardize.fit(data.vectors[slot][train_rows[data.present[train_rows, index].numpy()]])
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=training.lr, weight_decay=training.weight_decay)

@@ -91,7 +91,8 @@ def _lines(summary: dict[str, Any]) -> list[str]:
     for name, feature in summary["features"].items():
         lines.append(
             f"  {name}  {feature['width']} x {feature['dtype']}  present {feature['present']:,}, absent"
-            f" {feature['absent']:,}, failed {feature['failed']:,}, pending {feature['pending']:,}  {feature['encoder']}"
+            f" {feature['absent']:,}, failed {feature['failed']:,}, pending {feature['pending']:,},"
+            f" by {feature['encoder']}"
         )
         lines += [f"    failed {count:,}: {reason}" for reason, count in feature["reasons"].items()]
     if not summary["features"]:

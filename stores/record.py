@@ -15,7 +15,17 @@ from stores.errors import RecordMismatch, StoreError
 
 Record = Mapping[str, Any]
 
-REQUIRED = ("encoder", "class_name", "modality", "width", "weights", "parameters", "precision", "libraries", "trained_on")
+REQUIRED = (
+    "encoder",
+    "class_name",
+    "modality",
+    "width",
+    "weights",
+    "parameters",
+    "precision",
+    "libraries",
+    "trained_on",
+)
 
 
 def check_complete(record: Record) -> None:

@@ -110,7 +110,7 @@ class Feature:
     @property
     def present(self) -> np.ndarray:
         """bool (N,)."""
-        return self.status() == Status.PRESENT
+        return np.asarray(self.status() == Status.PRESENT)
 
     def vectors(self, rows: range | None = None) -> np.ndarray:
         """float16 or float32 (N, D), zeros where the status is not present. Raises `DamagedStore`."""
@@ -135,7 +135,7 @@ class Feature:
         input_hash: np.ndarray,
         failure: Sequence[str],
     ) -> None:
-        """Write some rows of one chunk: int64 (n,) row numbers within `chunk`, float (n, D), uint8 (n,), uint8 (n, 16), n texts.
+        """Write some rows of one chunk: their numbers (n,), float (n, D), uint8 (n,), uint8 (n, 16), n texts.
 
         The chunk's other rows keep what they have. Vectors beyond float16 turn the whole feature to float32.
         """
@@ -203,7 +203,9 @@ class Store:
         self.source: Mapping[str, Any] = facts["source"]
 
     def __repr__(self) -> str:
-        return f"<Store {self.tree.location}: {self.n_segments} segments, features {', '.join(self.features()) or 'none'}>"
+        return (
+            f"<Store {self.tree.location}: {self.n_segments} segments, features {', '.join(self.features()) or 'none'}>"
+        )
 
     def __getitem__(self, feature: str) -> Feature:
         return self.feature(feature)
@@ -326,7 +328,7 @@ class Store:
         return Feature(self.tree, name)
 
     def open_feature(self, name: str, record: Record, **creation: Any) -> Feature:
-        """The feature of that name, made where there is none. Raises `RecordMismatch` where another encoder wrote it."""
+        """The feature of that name, made where there is none. Raises `RecordMismatch` where another wrote it."""
         if name not in self.features():
             return self.create_feature(name, record, **creation)
         feature = self.feature(name)

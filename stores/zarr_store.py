@@ -8,7 +8,6 @@ Source: Zarr core specification 3.0 (chunk key encoding `c/…`), zarr-python >=
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -67,7 +66,7 @@ class ZarrTree(ArrayTree):
         shape = self._array(path).shape
         tail = "/0" * (len(shape) - 1)  # the other axes are never cut
         found = (self.path / path / "c").glob("*" + tail)
-        return {int(str(file.relative_to(self.path / path / "c")).split(os.sep)[0]) for file in found if file.is_file()}
+        return {int(file.relative_to(self.path / path / "c").parts[0]) for file in found if file.is_file()}
 
     def layout(self, path: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
         array = self._array(path)

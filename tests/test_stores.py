@@ -50,9 +50,14 @@ def store(tmp_path) -> Store:
 
 def test_importing_stores_imports_nothing_heavy():
     code = "import sys, stores; print([m for m in ('torch', 'zarr', 'h5py', 'pyarrow', 'numpy') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
     code = "import sys, stores.store, stores.zarr_store, stores.verify, stores.inspect; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        == "False"
+    )
 
 
 def test_a_flipped_byte_is_found_and_named(store, tmp_path):

@@ -12,7 +12,8 @@ from featurize.errors import UnknownName
 if TYPE_CHECKING:
     from featurize.encoders.base import Encoder
 
-ENCODERS = {  # name: where the class lives; imported when asked for, so that one encoder never waits for another's libraries
+# Name: where the class lives. Imported when asked for, so that one encoder never waits for another's libraries.
+ENCODERS = {
     "lsa": "featurize.encoders.lsa:LSAEncoder",
     "mel_stats": "featurize.encoders.mel_stats:MelStatsEncoder",
     "midi_stats": "featurize.encoders.midi_stats:MIDIStatsEncoder",

@@ -22,11 +22,15 @@ from featurize.encoders.base import Batch, Encoded, TextEncoder
 from featurize.segments import RawText, UnreadableInput
 from featurize.text import clean_text
 
-ANALYZERS = {"word": (1, 2), "char_wb": (2, 4)}  # n-gram lengths
+WORDS = r"(?u)\b\w+\b"  # unlike scikit-learn's default, keeps "I" and "a"
+ANALYZERS: dict[str, dict[str, Any]] = {
+    "word": {"ngram_range": (1, 2), "token_pattern": WORDS},
+    "char_wb": {"ngram_range": (2, 4)},
+}
 
 
 class LSAEncoder(TextEncoder):
-    """components: width D of the vector; fewer where the training split has fewer texts. max_terms: vocabulary of each block."""
+    """n_components: width D, less where the training split has fewer texts. max_terms: vocabulary of each block."""
 
     name = "lsa"
     libraries = ("scikit-learn", "numpy")
@@ -43,7 +47,7 @@ class LSAEncoder(TextEncoder):
             "max_terms": max_terms,
             "min_documents": min_documents,
             "seed": seed,
-            "ngrams": {analyzer: list(lengths) for analyzer, lengths in ANALYZERS.items()},
+            "ngrams": {analyzer: list(how["ngram_range"]) for analyzer, how in ANALYZERS.items()},
         }
         self._counters: dict[str, CountVectorizer] = {}
         self._offsets: dict[str, int] = {}
@@ -59,13 +63,9 @@ class LSAEncoder(TextEncoder):
         # with few texts a term that stands in one of them is all there is
         min_documents = min(self.settings["min_documents"], max(1, len(texts) // 10))
         vocabularies = {}
-        for analyzer, lengths in ANALYZERS.items():
+        for analyzer, how in ANALYZERS.items():
             counter = CountVectorizer(
-                analyzer=analyzer,
-                ngram_range=lengths,
-                max_features=self.settings["max_terms"],
-                min_df=min_documents,
-                token_pattern=r"(?u)\b\w+\b",  # unlike the default, keeps "I" and "a"
+                analyzer=analyzer, max_features=self.settings["max_terms"], min_df=min_documents, **how
             )
             try:
                 vocabularies[analyzer] = sorted(counter.fit(texts).vocabulary_)
@@ -125,12 +125,7 @@ class LSAEncoder(TextEncoder):
             self._offsets[analyzer] = offset
             offset += len(terms)
             if terms:
-                self._counters[analyzer] = CountVectorizer(
-                    analyzer=analyzer,
-                    ngram_range=ANALYZERS[analyzer],
-                    vocabulary=terms,
-                    token_pattern=r"(?u)\b\w+\b",
-                )
+                self._counters[analyzer] = CountVectorizer(analyzer=analyzer, vocabulary=terms, **ANALYZERS[analyzer])
 
     def _count(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Term numbers and counts, block after block."""

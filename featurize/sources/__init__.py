@@ -19,7 +19,9 @@ def open_source(path: Path, config: DataConfig) -> Source:
     """Open the dataset at `path`: a folder, its table, or a `*_metadata.parquet`. Raises `SourceError`."""
     path = Path(path)
     if not path.exists():
-        raise SourceError(f"There is nothing at {path}. Name a folder with segments.csv, a table, or *_metadata.parquet.")
+        raise SourceError(
+            f"There is nothing at {path}. Name a folder with segments.csv, a table, or *_metadata.parquet."
+        )
     if path.is_file():
         metadata, tables = ([path], []) if path.name.endswith("_metadata.parquet") else ([], [path])
     else:
@@ -33,7 +35,9 @@ def open_source(path: Path, config: DataConfig) -> Source:
     found = tables if layout == "folder" else metadata
     if not found:
         wanted = " or ".join(TABLE_NAMES) if layout == "folder" else "*_metadata.parquet"
-        raise SourceError(f"{path} holds neither {wanted} nor another table. Name the table itself, or see data.layout.")
+        raise SourceError(
+            f"{path} holds neither {wanted} nor another table. Name the table itself, or see data.layout."
+        )
     if layout == "split_parquet":
         return open_split_parquet(found, config)
     if len(found) > 1:

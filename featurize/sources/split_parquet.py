@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -100,7 +101,7 @@ class MediaBlobs:
             for modality in ("audio", "midi")
         ]
 
-    def _read(self, row: int, role: str) -> object:
+    def _read(self, row: int, role: str) -> Any:
         if role not in self._available or row not in self._place:
             return None
         number, media_row = self._place[row]
@@ -124,7 +125,7 @@ class _Cursor:
         self._first = 0  # row of the file at which the batch in hand begins
         self._batch: pa.Array | None = None
 
-    def value(self, row: int) -> object:
+    def value(self, row: int) -> Any:
         if self._column not in self._file.schema_arrow.names:
             return None
         group = int(np.searchsorted(self._starts, row, side="right")) - 1

@@ -59,7 +59,16 @@ class SegmentTable:
 
     def flags(self, role: str) -> list[bool | None]:
         """A has_… column as true, false, or `None` where missing or unknown."""
-        words = {"true": True, "1": True, "1.0": True, "yes": True, "false": False, "0": False, "0.0": False, "no": False}
+        words = {
+            "true": True,
+            "1": True,
+            "1.0": True,
+            "yes": True,
+            "false": False,
+            "0": False,
+            "0.0": False,
+            "no": False,
+        }
         return [words.get(text.lower()) if text else None for text in self.texts(role)]
 
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import BoolTensor, Tensor, nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
 class Fused:
-    """vector: (B, H). weights: how much each slot counted, (B, M), zero where missing; `None` where a fusion has no such number."""
+    """vector: (B, H). weights: how much each slot counted, (B, M), zero where missing; `None` where none are."""
 
     vector: Tensor
     weights: Tensor | None = None
@@ -37,15 +37,15 @@ class MultimodalFusion(nn.Module, ABC):
         self.hidden_dim = hidden_dim
 
     @abstractmethod
-    def fuse(self, features: Mapping[str, Tensor], present: BoolTensor) -> Fused:
+    def fuse(self, features: Mapping[str, Tensor], present: Tensor) -> Fused:
         """features[slot]: float (B, D_slot). Raises `ValueError` on an unknown or missing slot."""
 
-    def forward(self, features: Mapping[str, Tensor], present: BoolTensor) -> Tensor:
+    def forward(self, features: Mapping[str, Tensor], present: Tensor) -> Tensor:
         return self.fuse(features, present).vector
 
 
 class SlotProjections(nn.Module):
-    """Each slot's vector projected to H; a learned null embedding where it is not present. (B, D_slot)… to (B, M, H)."""
+    """Each slot's vector projected to H, or its learned null embedding: (B, D_slot) for each slot to (B, M, H)."""
 
     def __init__(self, widths: Mapping[str, int], hidden_dim: int, dropout: float):
         super().__init__()
@@ -54,7 +54,7 @@ class SlotProjections(nn.Module):
         self.nulls = nn.Parameter(torch.zeros(len(widths), hidden_dim))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, features: Mapping[str, Tensor], present: BoolTensor) -> Tensor:
+    def forward(self, features: Mapping[str, Tensor], present: Tensor) -> Tensor:
         if set(features) != set(self.slots):
             raise ValueError(f"expected the slots {', '.join(self.slots)}, got {', '.join(features)}")
         tokens = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import BoolTensor, Tensor, nn
+from torch import Tensor, nn
 
 from fusion.modules.base import Fused, MultimodalFusion, SlotProjections
 
@@ -36,7 +36,7 @@ class GatedFusion(MultimodalFusion):
             nn.Linear(hidden_dim, hidden_dim),
         )
 
-    def fuse(self, features: Mapping[str, Tensor], present: BoolTensor) -> Fused:
+    def fuse(self, features: Mapping[str, Tensor], present: Tensor) -> Fused:
         tokens: Tensor = self.project(features, present)
         gates = torch.sigmoid(self.gate(torch.flatten(tokens, start_dim=1)))
         gates = torch.where(present, gates, 0.0)

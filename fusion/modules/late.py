@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import BoolTensor, Tensor, nn
+from torch import Tensor, nn
 
 from fusion.modules.base import Fused, MultimodalFusion, SlotProjections
 
@@ -29,8 +29,9 @@ class LateFusion(MultimodalFusion):
             nn.Dropout(dropout),
             nn.Linear(hidden_dim, hidden_dim),
         )
+        nn.init.zeros_(self.interact[-1].weight)  # starts as a linear model, and bends only as far as it helps
 
-    def fuse(self, features: Mapping[str, Tensor], present: BoolTensor) -> Fused:
+    def fuse(self, features: Mapping[str, Tensor], present: Tensor) -> Fused:
         tokens: Tensor = self.project(features, present)
         return Fused(tokens.sum(dim=1) + self.interact(torch.flatten(tokens, start_dim=1)))
 

@@ -1,0 +1,64 @@
+"""What the report reads: a run folder, and nothing beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+FUSION = "fusion"  # the model's name in history.parquet, as in fusion.evaluate, which would import torch
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """metrics, environment: the parsed JSON. history: one row an epoch. predictions: one row a segment, split, seed."""
+
+    metrics: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    config: str
+    history: pa.Table
+    predictions: pa.Table
+
+    @classmethod
+    def read(cls, run: Path) -> RunFolder:
+        return cls(
+            metrics=json.loads((run / "metrics.json").read_text("utf-8")),
+            environment=json.loads((run / "environment.json").read_text("utf-8")),
+            config=(run / "config.yaml").read_text("utf-8"),
+            history=pq.read_table(run / "history.parquet"),
+            predictions=pq.read_table(run / "predictions.parquet"),
+        )
+
+    @property
+    def slots(self) -> list[str]:
+        return list(self.metrics["slots"])
+
+    @cached_property
+    def seeds(self) -> np.ndarray:
+        """int (rows,), the seed of every prediction."""
+        return np.asarray(self.predictions["seed"].to_numpy())
+
+    @property
+    def n_test(self) -> int:
+        """Test segments of all folds, those without a label too."""
+        first = self.seeds[:1]
+        return int((self.seeds == first).sum()) if len(first) else 0
+
+    def texts(self, column: str) -> np.ndarray:
+        """object (rows,): text, or `None` where it is not known."""
+        return np.array(self.predictions[column].to_pylist(), dtype=object)
+
+    def numbers(self, column: str) -> np.ndarray:
+        """float64 (rows,), NaN where not known."""
+        return np.asarray(self.predictions[column].cast(pa.float64()).to_numpy(), dtype=np.float64)
+
+    def matrix(self, prefix: str, classes: list[str]) -> np.ndarray:
+        """float64 (rows, K): the columns `<prefix>.<class>`."""
+        return np.stack([self.numbers(f"{prefix}.{name}") for name in classes], axis=1)

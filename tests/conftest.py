@@ -1,0 +1,49 @@
+"""Shared fixtures: a small demo data set, and the `cli` as a user types it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from cli import cli
+from featurize.demo import make_demo
+
+MOOD_SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "mood-sample"
+
+needs_mood_sample = pytest.mark.skipif(
+    not MOOD_SAMPLE.is_dir(), reason="the mood-sample clips are not distributed with the project"
+)
+
+
+@pytest.fixture(scope="session")
+def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with segments.csv of 12 songs with 4 segments; read only."""
+    root = tmp_path_factory.mktemp("demo-data")
+    make_demo(root, n_songs=12, segments_per_song=4, segment_seconds=2.0, seed=1)
+    return root
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty project folder, and we stand in it."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def run_cli() -> Callable[..., Result]:
+    """`run_cli("fit", "--fusion", "gated")`; fails the test on a traceback, or on another exit code than `code`."""
+
+    def run(*arguments: str | Path, code: int = 0) -> Result:
+        result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == code, result.output
+        return result
+
+    return run

@@ -1,0 +1,216 @@
+"""The extraction loop: what is encoded, copied, left alone, failed; and identities 1 and 5 of the design."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featurize.extract import extract
+from featurize.segments import RawAudio, UnreadableInput
+from featurize.workers import Failure, Preparer
+from stores.memory_store import MemoryTree
+from stores.store import Status
+from tests.toys import ToyEncoder, ToySource, toy_contents, toy_feature
+
+
+def contents_of(feature):
+    return (
+        feature.vectors().tobytes(),
+        feature.status().tobytes(),
+        feature.input_hashes().tobytes(),
+        feature.failures().tolist(),
+    )
+
+
+def test_every_row_ends_in_the_status_that_fits_it():
+    feature = toy_feature(MemoryTree(), 6, chunk_rows=4)
+    source = ToySource([[1, 2], None, [-1], [], [13], UnreadableInput("no such file")])
+    done = extract(feature, ToyEncoder(), source)
+    assert feature.status().tolist() == [
+        Status.PRESENT,
+        Status.ABSENT,
+        Status.FAILED,
+        Status.ABSENT,
+        Status.FAILED,
+        Status.FAILED,
+    ]
+    assert feature.failures().tolist() == ["", "", "negative audio", "", "RuntimeError: unlucky", "no such file"]
+    np.testing.assert_allclose(feature.vectors()[0], [2.75, 2.75, 2.75])
+    assert not feature.vectors()[1:].any()
+    assert (done.present, done.absent, done.failed, done.encoded) == (1, 2, 3, 1)
+    assert [reason for _, reason in done.new_failures] == ["negative audio", "RuntimeError: unlucky", "no such file"]
+
+
+def test_a_second_run_encodes_nothing_and_writes_nothing(monkeypatch):
+    feature = toy_feature(MemoryTree(), 40, chunk_rows=8)
+    source = ToySource(toy_contents(40))
+    extract(feature, ToyEncoder(), source)
+    before = contents_of(feature)
+    monkeypatch.setattr(feature, "write_chunk", lambda *_: pytest.fail("wrote"))
+    again = ToyEncoder()
+    done = extract(feature, again, source)
+    assert again.prepared == [] and done.unchanged == 40 and done.encoded == done.copied == 0
+    assert contents_of(feature) == before
+
+
+def test_equal_inputs_are_encoded_once_within_and_across_chunks():
+    encoder = ToyEncoder()
+    feature = toy_feature(MemoryTree(), 9, chunk_rows=4)
+    done = extract(feature, encoder, ToySource([[1], [2], [1], [1], [2], [3], [3], [1], [4]]))
+    assert len(encoder.prepared) == 4 and done.encoded == 4 and done.copied == 5
+    np.testing.assert_array_equal(feature.vectors()[:, 0], [1.5, 3, 1.5, 1.5, 3, 4.5, 4.5, 1.5, 6])
+
+
+def test_what_changed_is_encoded_again_and_nothing_else():
+    source = ToySource([[1], [2], [3], [4], [5]])
+    feature = toy_feature(MemoryTree(), 5, chunk_rows=2)
+    extract(feature, ToyEncoder(), source)
+    source.contents[3] = [7]
+    source.contents[0] = None
+    encoder = ToyEncoder()
+    done = extract(feature, encoder, source)
+    assert len(encoder.prepared) == 1 and done.encoded == 1 and done.unchanged == 3
+    np.testing.assert_array_equal(feature.vectors()[:, 0], [0, 3, 4.5, 10.5, 7.5])
+    assert feature.status()[0] == Status.ABSENT
+
+
+def test_a_changed_row_may_become_what_another_was():
+    """Row 0 takes row 1's input while row 1 takes a new one: the copy is of the old vector, not of the new."""
+    source = ToySource([[1], [2]])
+    feature = toy_feature(MemoryTree(), 2, chunk_rows=2)
+    extract(feature, ToyEncoder(), source)
+    source.contents = [[2], [9]]
+    extract(feature, ToyEncoder(), source)
+    np.testing.assert_array_equal(feature.vectors()[:, 0], [3, 13.5])
+
+
+def test_failed_rows_are_tried_again_on_request_or_when_they_change():
+    source = ToySource([[-1], [-2]])
+    feature = toy_feature(MemoryTree(), 2, chunk_rows=2)
+    extract(feature, ToyEncoder(), source)
+    for retry, expected in ((False, 0), (True, 2)):
+        encoder = ToyEncoder()
+        extract(feature, encoder, source, retry_failed=retry)
+        assert len(encoder.prepared) == expected
+    source.contents[0] = [5]
+    extract(feature, ToyEncoder(), source)
+    assert feature.status().tolist() == [Status.PRESENT, Status.FAILED] and feature.failures()[0] == ""
+
+
+def test_an_item_that_breaks_the_batch_fails_alone():
+    class Picky(ToyEncoder):
+        def forward(self, batch):
+            if (batch["vectors"][:, 2] == 2).any():
+                raise RuntimeError("cannot take a 2")
+            return super().forward(batch)
+
+    feature = toy_feature(MemoryTree(), 4, chunk_rows=4)
+    extract(feature, Picky(), ToySource([[1], [2], [3], [4]]))
+    assert feature.status().tolist() == [1, 3, 1, 1] and feature.failures()[1] == "RuntimeError: cannot take a 2"
+
+
+def test_nan_from_an_encoder_is_a_failed_row_never_a_vector():
+    class Broken(ToyEncoder):
+        def forward(self, batch):
+            encoded = super().forward(batch)
+            encoded.pooled[batch["vectors"][:, 2] == 2] = torch.nan
+            return encoded
+
+    feature = toy_feature(MemoryTree(), 3, chunk_rows=4)
+    extract(feature, Broken(), ToySource([[1], [2], [3]]))
+    assert feature.status().tolist() == [1, 3, 1] and "NaN" in feature.failures()[1]
+    assert np.isfinite(feature.vectors()).all()
+
+
+def test_progress_counts_every_row():
+    seen = []
+    feature = toy_feature(MemoryTree(), 7, chunk_rows=3)
+    extract(feature, ToyEncoder(), ToySource(toy_contents(7)), progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (7, 7) and sorted(seen) == seen
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    n=st.integers(1, 30),
+    chunk_rows=st.integers(1, 12),
+    batch_size=st.integers(1, 9),
+)
+def test_stored_vectors_are_what_the_encoder_says_whatever_the_chunks_and_batches(seed, n, chunk_rows, batch_size):
+    """Identity 1: stored vector = encoder(collate([prepare(segment)]))."""
+    source = ToySource(toy_contents(n, seed))
+    feature = toy_feature(MemoryTree(), n, chunk_rows)
+    extract(feature, ToyEncoder(), source, batch_size=batch_size)
+    encoder = ToyEncoder()
+    for row in range(n):
+        if feature.status()[row] == Status.PRESENT:
+            expected = encoder(encoder.collate([encoder.prepare(source.raw(row))])).pooled[0]
+            np.testing.assert_array_equal(feature.vectors()[row], expected.detach().numpy().astype(np.float16))
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 1000), stops=st.lists(st.integers(1, 40), max_size=4))
+def test_interrupted_at_any_row_and_run_again_is_the_same_as_never_interrupted(seed, stops):
+    """Identity 5, with exceptions; `test_kill.py` has the signals."""
+    contents = toy_contents(30, seed)
+    whole = toy_feature(MemoryTree(), 30, chunk_rows=7)
+    extract(whole, ToyEncoder(), ToySource(contents))
+    feature = toy_feature(MemoryTree(), 30, chunk_rows=7)
+
+    class Interrupted(ToySource):
+        def __init__(self, stop):
+            super().__init__(contents)
+            self.left = stop
+
+        def raw(self, row):
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+            return super().raw(row)
+
+    for stop in stops:
+        try:
+            extract(feature, ToyEncoder(), Interrupted(stop))
+        except KeyboardInterrupt:
+            pass
+    extract(feature, ToyEncoder(), ToySource(contents))
+    assert contents_of(feature) == contents_of(whole)
+
+
+class Deadly(ToyEncoder):
+    """Dies, hangs, or works, as the first sample says. Module level: it travels to other processes."""
+
+    def prepare(self, raw):
+        import os
+        import time
+
+        first = np.frombuffer(raw.samples, "<f4")[0]
+        if first == 66:
+            os._exit(9)
+        if first == 77:
+            time.sleep(60)
+        return super().prepare(raw)
+
+
+def test_worker_processes_give_the_same_and_survive_decoders_that_die_or_hang():
+    rows = [[1], [66], [2], [77], [-1], [3], []]
+    raws = [(row, RawAudio(samples=np.asarray(x, "<f4").tobytes(), sample_rate_hz=1)) for row, x in enumerate(rows)]
+    with Preparer(Deadly(), workers=2, timeout_seconds=3) as preparer:
+        outcomes = dict(preparer.run(iter(raws[:6])))
+        assert list(outcomes) == [0, 1, 2, 3, 4, 5]  # in order
+    assert "died" in outcomes[1].reason and "within 3 s" in outcomes[3].reason
+    assert outcomes[4] == Failure("negative audio")
+    np.testing.assert_array_equal([outcomes[row][0] for row in (0, 2, 5)], [1, 2, 3])
+
+
+def test_the_number_of_workers_changes_no_byte():
+    contents = toy_contents(40, 3)
+    stores = []
+    for workers in (0, 2):
+        feature = toy_feature(MemoryTree(), 40, chunk_rows=16)
+        extract(feature, ToyEncoder(), ToySource(contents), workers=workers)
+        stores.append(contents_of(feature))
+    assert stores[0] == stores[1]

@@ -1,0 +1,66 @@
+"""Identity 5 with real signals: killed at any moment and run again, a store equals one that was never killed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+from pathlib import Path
+
+from featurize.extract import extract
+from stores import open_store
+from stores.store import Status
+from stores.verify import verify
+from stores.zarr_store import new_zarr_tree, remove_leftovers
+from tests.toys import ToyEncoder, ToySource, toy_contents, toy_feature
+
+N_ROWS = 60
+CHUNK_ROWS = 5
+KILLS = 12
+
+
+def featurize_in_place(path: Path, ready=None) -> None:
+    feature = open_store(path)["audio/toy"]
+    if ready is not None:
+        ready.set()
+    extract(feature, ToyEncoder(delay_seconds=0.002), ToySource(toy_contents(N_ROWS)), batch_size=4)
+
+
+def every_file(path: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+def new_store(path: Path) -> Path:
+    with new_zarr_tree(path) as tree:
+        toy_feature(tree, N_ROWS, CHUNK_ROWS)
+    return path
+
+
+def test_killed_at_random_moments_the_store_ends_with_the_same_bytes(tmp_path):
+    reference = new_store(tmp_path / "never.zarr")
+    featurize_in_place(reference)
+    killed = new_store(tmp_path / "killed.zarr")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.test_kill"])
+    moments = random.Random(0)
+    died = 0
+    for _ in range(KILLS):
+        ready = context.Event()
+        process = context.Process(target=featurize_in_place, args=(killed, ready))
+        process.start()
+        assert ready.wait(60)
+        process.join(moments.uniform(0, 0.12))
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        died += process.exitcode == -signal.SIGKILL
+        seen = open_store(killed)["audio/toy"]
+        whole = open_store(reference)["audio/toy"]
+        present = seen.status() == Status.PRESENT  # whatever is marked present is right, at any moment
+        assert (seen.vectors()[present] == whole.vectors()[present]).all()
+    assert died >= KILLS // 3, f"only {died} of {KILLS} runs were killed before their end"
+    featurize_in_place(killed)
+    remove_leftovers(killed)
+    assert every_file(killed) == every_file(reference)
+    assert list(verify(open_store(killed))) == []

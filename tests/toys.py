@@ -1,0 +1,85 @@
+"""Doubles, not downloads: an encoder of one matrix and a source in memory."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+
+from featurize.encoders.base import AudioEncoder, Encoded, stack_vectors
+from featurize.segments import RawAudio, UnreadableInput
+from stores.base import ArrayTree
+from stores.store import Store
+from tests.stores_contract import make_store
+
+
+class ToyEncoder(AudioEncoder):
+    """Sum, mean and first sample of a blob. `delay_seconds` makes it worth killing."""
+
+    name = "toy"
+
+    def __init__(self, delay_seconds: float = 0.0):
+        super().__init__()
+        self.width = 3
+        self.settings = {"scale": 1.0}
+        self.linear = torch.nn.Linear(3, 3, bias=False)
+        torch.nn.init.constant_(self.linear.weight, 0.5)
+        self.delay_seconds = delay_seconds
+        self.prepared: list[bytes] = []
+
+    def prepare(self, raw):
+        self.prepared.append(raw.samples)
+        time.sleep(self.delay_seconds)
+        samples = np.frombuffer(raw.samples, "<f4")
+        if len(samples) == 0:
+            return None
+        if samples[0] < 0:
+            raise UnreadableInput("negative audio")
+        if samples[0] == 13:
+            raise RuntimeError("unlucky")
+        return np.array([samples.sum(), samples.mean(), samples[0]], np.float32)
+
+    collate = staticmethod(stack_vectors)
+
+    def forward(self, batch):
+        return Encoded(self.linear(batch["vectors"]))
+
+
+class ToySource:
+    """`contents[row]`: samples, `None` for no audio, or an exception to raise."""
+
+    def __init__(self, contents):
+        self.contents = list(contents)
+
+    def raw(self, row):
+        content = self.contents[row]
+        if isinstance(content, Exception):
+            raise content
+        if content is None:
+            return None
+        return RawAudio(samples=np.asarray(content, "<f4").tobytes(), sample_rate_hz=8000)
+
+
+def toy_contents(n: int, seed: int = 0) -> list:
+    """Random blobs with some repeats, some absent and some that fail."""
+    rng = np.random.default_rng(seed)
+    pool = [rng.random(4).astype("<f4") for _ in range(max(2, n * 2 // 3))]
+    contents: list = []
+    for row in range(n):
+        kind = row % 11
+        if kind == 3:
+            contents.append(None)
+        elif kind == 5:
+            contents.append([-1.0, row])
+        elif kind == 7:
+            contents.append([])
+        else:
+            contents.append(pool[rng.integers(len(pool))])
+    return contents
+
+
+def toy_feature(tree: ArrayTree, n: int, chunk_rows: int, encoder: ToyEncoder | None = None):
+    """A store of n rows with an empty feature for the toy encoder."""
+    store: Store = make_store(tree, n, chunk_rows)
+    return store.create_feature("audio/toy", (encoder or ToyEncoder()).record.to_dict())
