@@ -91,7 +91,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text("utf-8"))
     except OSError as error:
         raise ConfigError(f"Cannot read configuration {path}: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2024-13-45
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if values is None:
         return {}
@@ -103,9 +103,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _scalar(text: str) -> Any:
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         return text
-    if isinstance(value, str):  # YAML 1.1 takes 3e-4, without a dot, for a text
+    if value == text:  # YAML 1.1 takes 3e-4, without a dot, for a text; what is quoted is meant as one
         try:
             return float(value)
         except ValueError:
@@ -116,7 +116,9 @@ def _scalar(text: str) -> Any:
 def _put(values: dict[str, Any], key: str, value: Any, override: str) -> None:
     *sections, last = key.split(".")
     for section in sections:
-        values = values.setdefault(section, {})
+        if values.get(section) is None:  # absent, or left empty in the file
+            values[section] = {}
+        values = values[section]
         if not isinstance(values, dict):
             raise ConfigError(f"--set {override}: {section} is a value, not a section.")
     values[last] = value

@@ -91,8 +91,11 @@ def _evaluate_target(data: SegmentData, index: int, target: Target, results: Res
             name: {**score_part(fused[part]), "n_exactly": _n_exactly(data, fused, name)}
             for name, part in shown.items()
         },
-        "comparisons": {
-            name: score_part.compare(fused["test"], results[name]["test"]) for name in baselines if "test" in parts
+        "comparisons": {name: score_part.compare(fused["test"], results[name]["test"]) for name in baselines},
+        "above_majority": {
+            name: score_part.compare(results[name]["test"], results["majority"]["test"])
+            for name in baselines
+            if name != "majority"
         },
     }
 
@@ -148,7 +151,7 @@ class _PartScorer:
         if len(truth) == 0:
             return {**facts, "value": None, "ci95": None, "per_seed": []}
         per_seed = [score(metric, truth, output) for output in outputs]
-        ci95 = interval(bootstrap.values(metric, truth, outputs)) if bootstrap.n_groups > 1 else None
+        ci95 = interval(bootstrap.values(metric, truth, outputs))
         return {**facts, "value": _number(np.mean(per_seed)), "ci95": ci95, "per_seed": [_number(v) for v in per_seed]}
 
 

@@ -105,6 +105,7 @@ def _micro_f1_of_labels(sums: np.ndarray) -> np.ndarray:
 def _squares(truth: np.ndarray, prediction: np.ndarray) -> Statistics:
     """Count, sum, sum of squares, sum of squared errors."""
     y, error = truth[:, 0].astype(np.float64), (prediction - truth)[:, 0].astype(np.float64)
+    y = y - y[:1]  # the variance is the same, and a large offset no longer swallows it
     return np.stack([np.ones(len(y)), y, y**2, error**2], axis=1)
 
 
@@ -112,7 +113,7 @@ def _r2(sums: np.ndarray) -> np.ndarray:
     n, y, y2, error = np.moveaxis(sums, -1, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
         variance = y2 - y**2 / n
-        return np.asarray(np.where(variance > EPSILON, 1 - error / variance, np.nan))
+        return np.asarray(np.where(variance > EPSILON * y2, 1 - error / variance, np.nan))
 
 
 def _rmse(sums: np.ndarray) -> np.ndarray:
@@ -199,7 +200,9 @@ class GroupBootstrap:
         return np.concatenate(parts)
 
     def values(self, metric: Metric, truth: np.ndarray, predictions: Sequence[np.ndarray]) -> np.ndarray:
-        """The metric in every resample, averaged over seeds: (R,)."""
+        """The metric in every resample, averaged over seeds: (R,); NaN where one group is all there is."""
+        if self.n_groups < 2:
+            return np.full(self._resamples, np.nan)
         by_seed = [metric.value(self.sums(metric.statistics(truth, p))) for p in predictions]
         return np.asarray(np.mean(by_seed, axis=0))
 

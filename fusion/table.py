@@ -23,11 +23,17 @@ def result_lines(metrics: Mapping[str, Any]) -> list[str]:
         rows = [(metrics["fusion"], test, "")]
         for baseline, parts in target["baselines"].items():
             rows.append((baseline, parts["test"], _difference(target["comparisons"][baseline], metrics["fusion"])))
+        rows = [(model_label(model, target["kind"]), score, note) for model, score, note in rows]
         lines += _columns(rows)
         lines.append("  by what is shown to the model:")
         lines += _columns([(name, score, f"n {score['n']:,}") for name, score in target["presence_patterns"].items()])
     lines += ["", *metrics["notes"]] if metrics["notes"] else []
     return lines
+
+
+def model_label(model: str, kind: str) -> str:
+    """What a model is called: keys are one for every kind of target, but a regression's linear model is ridge."""
+    return "ridge regression" if kind == "regression" and model == "logistic regression" else model
 
 
 def interval_text(ci95: list[float] | None, digits: int = 3) -> str:

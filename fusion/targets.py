@@ -8,6 +8,7 @@ loss; it never becomes a uniform target.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -49,6 +50,8 @@ class Target:
         truth = self.truth[rows][known]
         if len(truth) == 0:
             raise ConfigError(f"Target {self.name}: no segment of the training split has this label.")
+        if not self.classes:
+            raise ConfigError(f"Target {self.name}: its lists are all empty; there is no label to learn.")
         if self.kind == "categorical" and len(truth.unique()) < 2:
             only = self.classes[int(truth[0])]
             raise ConfigError(
@@ -93,7 +96,7 @@ class Target:
                 raise ConfigError(f"Target {self.name}: class_weights names {sorted(unknown)[0]!r}, which is no class.")
             return torch.tensor([float(wanted.get(name, 1.0)) for name in self.classes])
         if self.kind == "multi_label":
-            positive = truth.mean(dim=0).clamp(min=1 / len(truth))
+            positive = truth.mean(dim=0).clamp(1 / len(truth), 1 - 1 / len(truth))
             return (1 - positive) / positive
         share = F.one_hot(truth, self.n_outputs).float().mean(0) if self.kind == "categorical" else truth.mean(0)
         return 1 / (share.clamp(min=1 / len(truth)) * self.n_outputs)
@@ -137,7 +140,7 @@ def _categorical(config: TargetConfig, values: np.ndarray) -> Encoded:
     if values.dtype.kind == "T":
         names = values
     else:
-        names = np.array(["" if np.isnan(v) else f"{v:g}" for v in values.astype(float)], np.dtypes.StringDType())
+        names = np.array(["" if np.isnan(v) else _whole(v) for v in values.tolist()], np.dtypes.StringDType())
     known = np.asarray(names != "")
     classes = sorted(set(names[known].tolist()), key=_natural)
     number = {name: index for index, name in enumerate(classes)}
@@ -207,9 +210,15 @@ def _label_set(text: str, separator: str) -> set[str] | None:
     return {label.strip() for label in text.split(separator) if label.strip()}
 
 
+def _whole(number: float) -> str:
+    """`3` for 3.0, every digit otherwise."""
+    return repr(float(number)).removesuffix(".0")
+
+
 def _natural(name: str) -> tuple[int, float, str]:
     """Numbers by value, before texts by letter."""
     try:
-        return (0, float(name), name)
+        number = float(name)
     except ValueError:
-        return (1, 0.0, name)
+        number = math.nan
+    return (1, 0.0, name) if math.isnan(number) else (0, number, name)

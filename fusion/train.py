@@ -51,6 +51,8 @@ def train(
     generator = torch.Generator().manual_seed(seed)  # order and dropped slots, apart from weights and dropout
     train_rows, val_rows = _with_a_label(train_rows, targets), _with_a_label(val_rows, targets)
     targets = [target.fitted_to(train_rows) for target in targets]
+    if len(val_rows) == 0:
+        raise TriadError("No validation segment has a label, so there is nothing to stop by. Make another split.")
 
     model = FusionModel(
         build_fusion(fusion.strategy, data.widths, fusion.hidden_dim, fusion.dropout),

@@ -94,6 +94,14 @@ class FusionContract:
 
     null_words = ("null", "missing")
 
+    @pytest.fixture(autouse=True)
+    def one_thread(self):
+        """On tensors this small a second thread only waits, and for long where other tests run beside."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        yield
+        torch.set_num_threads(threads)
+
     @pytest.fixture
     def name(self) -> str:
         raise NotImplementedError

@@ -23,7 +23,7 @@ from featurize.splits import make_splits
 from fusion.config import Config
 from fusion.fit import fit
 from fusion.report import write_report
-from fusion.report.headline import best_single_slot, headline
+from fusion.report.headline import best_single_slot, headline, slots_alone
 from fusion.report.words import bounds, number, pattern_label, signed
 from stores.base import STRING
 from stores.memory_store import MemoryTree
@@ -330,6 +330,23 @@ def test_the_best_slot_is_chosen_by_validation() -> None:
     assert best_single_slot(target) == "text alone"
 
 
+def test_slots_that_carry_signal_alone_are_named():
+    target = target_metrics("categorical", "accuracy", ["a"], 9)
+    found = {"better": True, "difference": 0.25, "ci95": [0.1, 0.4]}
+    target["above_majority"] = {
+        "text alone": found,
+        "audio alone": {**found, "better": None},
+        "logistic regression": found,
+    }
+    assert slots_alone(target) == (
+        "Alone, these slots are clearly better than the majority baseline: text (+0.250, [0.100, 0.400]);"
+        " not shown for audio."
+    )
+    target["above_majority"].pop("text alone")
+    assert slots_alone(target) == "No slot is clearly better than the majority baseline by itself: audio."
+    assert slots_alone({}) == ""
+
+
 @pytest.mark.parametrize(
     ("better", "tone", "verdict"),
     [
@@ -340,7 +357,21 @@ def test_the_best_slot_is_chosen_by_validation() -> None:
             "open",
             "There is signal, but late is not clearly better than knowing only what is missing.",
         ),
-        ({"audio alone": None}, "open", "There is signal, but late is not clearly better than audio alone."),
+        (
+            {"audio alone": None},
+            "open",
+            "late is clearly better than logistic regression, but not clearly better than audio alone.",
+        ),
+        (
+            {"logistic regression": None},
+            "good",
+            "late is clearly better than audio alone, but not clearly better than logistic regression.",
+        ),
+        (
+            {"audio alone": None, "logistic regression": None},
+            "open",
+            "There is signal, but late is not clearly better than audio alone and logistic regression.",
+        ),
         ({"text alone": False}, "good", "late is clearly better than audio alone and logistic regression."),
         ({"audio alone": False}, "bad", "late is clearly worse than audio alone."),
         ({"logistic regression": False, "majority": None}, "bad", "late is clearly worse than logistic regression."),

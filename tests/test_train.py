@@ -29,6 +29,15 @@ LONG = TrainingConfig(epochs=80, patience=25, batch_size=50, lr=1e-2, weight_dec
 EACH_FUSION = pytest.mark.parametrize("strategy", list(FUSIONS))
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """On tensors this small a second thread only waits, and for long where other tests run beside."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def additive_data(seed: int = 0) -> tuple[SegmentData, list[Target]]:
     """Three slots, each often missing; the label is the sign of what they add up to, and lacks in every eighth row."""
     rng = np.random.default_rng(seed)

@@ -68,4 +68,4 @@ class SlotProjections(nn.Module):
 
 def _key(slot: str) -> str:
     """Slots may be called what they like; a module name may hold no dot."""
-    return "slot_" + slot.replace(".", "%2E")
+    return "slot_" + slot.replace("%", "%25").replace(".", "%2E")

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fusion.report.words import bounds, listed, metric_label, model_label, number, verdict
+from fusion.report.words import bounds, listed, metric_label, number, signed, verdict
+from fusion.table import model_label
 
 ALONE = " alone"
 LINEAR = ("logistic regression",)
@@ -30,10 +31,14 @@ class Rival:
 
 @dataclass(frozen=True)
 class Headline:
-    """verdict: the answer. result: value, interval and how many were tested. tone: `good`, `bad` or `open`."""
+    """verdict: the answer. result: value, interval and how many were tested. slots: which carry signal alone.
+
+    tone: `good`, `bad` or `open`.
+    """
 
     verdict: str
     result: str
+    slots: str
     tone: str
     rivals: list[Rival]
 
@@ -55,7 +60,24 @@ def headline(name: str, target: Mapping[str, Any], fusion: str) -> Headline:
     }
     rivals += [_rival(target, rival, note) for rival, note in notes.items() if rival in target["baselines"]]
     answer, tone = _answer(target, single, fusion)
-    return Headline(answer, result, tone, rivals)
+    return Headline(answer, result, slots_alone(target), tone, rivals)
+
+
+def slots_alone(target: Mapping[str, Any]) -> str:
+    """One sentence: which slots predict by themselves what the majority baseline does not."""
+    against = {name: c for name, c in target.get("above_majority", {}).items() if name.endswith(ALONE)}
+    if not against:
+        return ""
+    carrying = [
+        f"{name.removesuffix(ALONE)} ({signed(c['difference'])}, {bounds(c['ci95'])})"
+        for name, c in against.items()
+        if c["better"]
+    ]
+    rest = [name.removesuffix(ALONE) for name, c in against.items() if not c["better"]]
+    if not carrying:
+        return f"No slot is clearly better than the majority baseline by itself: {listed(rest)}."
+    silent = f"; not shown for {listed(rest)}" if rest else ""
+    return f"Alone, these slots are clearly better than the majority baseline: {listed(carrying)}{silent}."
 
 
 def best_single_slot(target: Mapping[str, Any]) -> str | None:
@@ -87,6 +109,11 @@ def _answer(target: Mapping[str, Any], single: str | None, fusion: str) -> tuple
         return f"There is signal, but {fusion} is not clearly better than knowing only what is missing.", "open"
     strong = [name for name in (single, *LINEAR) if name in better]
     unclear = listed([label[name] for name in strong if name and better[name] is None])
+    beaten = listed([label[name] for name in strong if name and better[name]])
+    if unclear and beaten:
+        return f"{fusion} is clearly better than {beaten}, but not clearly better than {unclear}.", (
+            "good" if single and better[single] else "open"
+        )
     if unclear:
         return f"There is signal, but {fusion} is not clearly better than {unclear}.", "open"
     return f"{fusion} is clearly better than {listed([label[name] for name in strong or better if name])}.", "good"

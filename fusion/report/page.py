@@ -13,7 +13,8 @@ from fusion.report.figures import Dot, learning_curves, model_intervals, of_mode
 from fusion.report.folder import FUSION, RunFolder
 from fusion.report.headline import ALONE, Headline, best_single_slot, headline
 from fusion.report.svg import Picture
-from fusion.report.words import BASELINES, model_label, verdict
+from fusion.report.words import BASELINES, verdict
+from fusion.table import model_label
 
 Score = Mapping[str, Any]
 LEAK = "LEAK: this split cuts through groups, so every value here is too high for groups that were never seen."

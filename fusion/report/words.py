@@ -45,11 +45,6 @@ def metric_meaning(name: str) -> str:
     return METRICS[name][1] if name in METRICS else ""
 
 
-def model_label(name: str, kind: str) -> str:
-    """The linear baseline of a regression target is ridge regression."""
-    return "ridge regression" if kind == "regression" and name == "logistic regression" else name
-
-
 def pattern_label(name: str) -> str:
     return name.replace("+", " + ")
 

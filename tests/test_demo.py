@@ -1,0 +1,65 @@
+"""The main job, as the README's first command runs it: `cli demo`, at full size."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a finished demo, and what it printed."""
+    here = tmp_path_factory.mktemp("demo")
+    return here / "demo", _cli(here, "demo")
+
+
+def _cli(folder: Path, *arguments: str) -> str:
+    program = [sys.executable, "-c", "from cli import cli; cli()", *arguments]
+    offline = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "http_proxy": "http://127.0.0.1:9",
+        "https_proxy": "http://127.0.0.1:9",
+    }
+    result = subprocess.run(program, cwd=folder, capture_output=True, text=True, env=offline, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_it_ends_in_a_report(demo):
+    folder, output = demo
+    report = folder / "runs" / "demo" / "report.html"
+    assert str(report.resolve()) in output and report.stat().st_size > 20_000
+
+
+def test_fusion_beats_every_single_slot_beyond_the_interval(demo):
+    folder, _ = demo
+    mood = json.loads((folder / "runs/demo/metrics.json").read_text())["targets"]["mood"]
+    for name in ("text alone", "audio alone", "midi alone", "majority", "mask only"):
+        assert mood["comparisons"][name]["better"] is True, (name, mood["comparisons"][name])
+    fused = mood["splits"]["test"]
+    best = max(mood["baselines"][f"{slot} alone"]["test"]["value"] for slot in ("text", "audio", "midi"))
+    assert fused["ci95"][0] > best  # the whole interval lies above the best single slot
+    assert fused["value"] < 0.97, "a perfect score would be too good to be true"
+
+
+def test_the_data_misses_what_it_should(demo):
+    folder, output = demo
+    assert "text 93%, audio 85%, midi 43% of the segments" in output
+    metrics = json.loads((folder / "runs/demo/metrics.json").read_text())
+    assert metrics["n_segments"] == 720 and metrics["n_groups"] == 120 and metrics["notes"] == []
+    prior = metrics["targets"]["mood"]["baselines"]["majority"]["test"]["value"]
+    assert abs(metrics["targets"]["mood"]["baselines"]["mask only"]["test"]["value"] - prior) < 0.12
+
+
+def test_again_it_goes_on_and_the_folder_is_a_project(demo):
+    folder, _ = demo
+    output = _cli(folder.parent, "demo")
+    assert output.count(" 0 encoded now, 0 copied") == 3
+    assert "0 encoded" in _cli(folder, "featurize", "--encoder", "mel_stats")
+    assert "runs/gated/report.html" in _cli(folder, "fit", "--fusion", "gated", "--seeds", "1", "--no-baselines")
