@@ -137,18 +137,22 @@ def featurize_command(
 
     store = project.open_store()
     options = {**_configured_options(project, encoder_name), **_parsed(option_pairs)}
-    with progress_bar(encoder_name, "segments") as progress:
-        done = featurize(
-            store,
-            project.open_source(store),
-            encoder_name,
-            options,
-            save_as=save_as,
-            split_name=split_name or project.config.split.name,
-            workers=os.cpu_count() or 1 if workers is None else workers,
-            progress=progress,
-            **settings,
-        )
+    try:
+        with progress_bar(encoder_name, "segments") as progress:
+            done = featurize(
+                store,
+                project.open_source(store),
+                encoder_name,
+                options,
+                save_as=save_as,
+                split_name=split_name or project.config.split.name,
+                workers=os.cpu_count() or 1 if workers is None else workers,
+                progress=progress,
+                **settings,
+            )
+    except KeyboardInterrupt:
+        click.echo("Interrupted. Every finished chunk is stored; the same command goes on from there.", err=True)
+        raise SystemExit(130) from None
     if as_json:
         facts = {key: value for key, value in vars(done.extraction).items() if key != "new_failures"}
         click.echo(json.dumps({"feature": done.feature.name, "width": done.feature.width, **facts}, indent=2))

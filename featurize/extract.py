@@ -1,9 +1,9 @@
 """The one loop that turns raw segments into a feature: chunk by chunk, resumable, each different input once.
 
 For every row of a chunk: read the raw input, hash it, and decide. Unchanged since it was encoded: leave it. Equal to an
-input that was encoded already: copy its vector. Otherwise prepare and encode it. Then write the chunk, statuses last.
-A chunk is written whole or not at all, so whatever is killed, the next run takes up at the first unwritten chunk and
-ends with the same bytes.
+input that was encoded already: copy its vector. Otherwise prepare and encode it. Finished rows are written at the end
+of their chunk, and every `SAVE_EVERY_SECONDS` between two batches, statuses last. So whatever is killed, the next run
+takes up where the last write ended, forms the same batches from there, and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from stores.errors import TriadError
 from stores.store import Feature, Status
 
 NO_HASH = bytes(DIGEST_BYTES)
+SAVE_EVERY_SECONDS = 20.0  # at most this much work is lost; a write costs milliseconds
 Progress = Callable[[int, int], None]  # rows done, rows in all
 
 
@@ -55,10 +56,11 @@ def extract(
     workers: int = 0,
     batch_size: int = 32,
     retry_failed: bool = False,
+    save_every_seconds: float = SAVE_EVERY_SECONDS,
     progress: Progress | None = None,
 ) -> Extraction:
     """Bring `feature` up to date with `source`. Rows that cannot be encoded are failed with a reason, never fatal."""
-    started = time.monotonic()
+    started = saved = time.monotonic()
     done = Extraction()
     encoder.eval()
     memory = _Memory(feature)
@@ -74,6 +76,9 @@ def extract(
                 if len(batch) == batch_size:
                     work.settle_batch(batch, _encode(encoder, batch))
                     batch = []
+                    if time.monotonic() - saved >= save_every_seconds:
+                        work.write()
+                        saved = time.monotonic()
             if batch:
                 work.settle_batch(batch, _encode(encoder, batch))
             work.write()
@@ -133,7 +138,7 @@ class _ChunkWork:
         self._results: dict[int, tuple[Status, np.ndarray | None, str]] = {}
         self._digests: dict[int, bytes] = {}
         self._twins: dict[int, int] = {}  # row -> the earlier row of this chunk with the same input
-        self._written: list[int] = []
+        self._written: set[int] = set()
         self._copied = 0
         self._encoded = 0
 
@@ -180,13 +185,14 @@ class _ChunkWork:
             self.settle(row, outcome)
 
     def write(self) -> None:
-        """Write every row that is not what the store says already."""
-        for row, twin in self._twins.items():
-            self._results[row] = self._results[twin]
-        self._copied += sum(self._results[row][0] is Status.PRESENT for row in self._twins)
-        rows = self._written = [row for row in sorted(self._results) if not self._stands(row)]
+        """Write every settled row that is not what the store says already."""
+        for row in [row for row, twin in self._twins.items() if twin in self._results]:
+            self._results[row] = self._results[self._twins.pop(row)]
+            self._copied += self._results[row][0] is Status.PRESENT
+        rows = [row for row in sorted(self._results.keys() - self._written) if not self._stands(row)]
         if not rows:
             return
+        self._written.update(rows)
         zero = np.zeros(self._feature.width, np.float32)
         before = self._hashes.copy()
         vectors = [vector if (vector := self._results[row][1]) is not None else zero for row in rows]
@@ -204,7 +210,7 @@ class _ChunkWork:
         done.encoded += self._encoded
         done.copied += self._copied
         done.unchanged += len(self._chunk) - len(self._written)
-        failed = (row for row in self._written if self._results[row][0] is Status.FAILED)
+        failed = (row for row in sorted(self._written) if self._results[row][0] is Status.FAILED)
         done.new_failures += [(row, self._results[row][2]) for row in failed]
 
     def _is_unchanged(self, row: int, digest: bytes) -> bool:

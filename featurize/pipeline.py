@@ -50,6 +50,7 @@ def featurize(
     encoder = build_encoder(encoder_name, options)
     name = f"{encoder.modality}/{save_as or encoder_name}"
     rows = StoreRows(store, source, encoder.modality)
+    store.tree.remove_leftovers()
     if replace:
         store.delete_feature(name)
     fitted_on = None

@@ -61,3 +61,6 @@ class ArrayTree(ABC):
     @abstractmethod
     def delete(self, path: str) -> None:
         """Remove an array or a group with all below it; nothing happens where there is none."""
+
+    def remove_leftovers(self, older_than_seconds: float = 600.0) -> None:
+        """Delete temporary files of killed writers. Younger ones may belong to a writer that is alive."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,13 @@ class ZarrTree(ArrayTree):
         (self.path / path / "zarr.json").unlink(missing_ok=True)
         shutil.rmtree(self.path / path, ignore_errors=True)
 
+    def remove_leftovers(self, older_than_seconds: float = 600.0) -> None:
+        for file in self.path.rglob("*.partial"):
+            if re.search(r"\.[0-9a-f]{32}\.partial$", file.name):  # zarr-python's `_atomic_write`
+                with suppress(FileNotFoundError):
+                    if time.time() - file.stat().st_mtime >= older_than_seconds:
+                        file.unlink()
+
     def _array(self, path: str) -> zarr.Array[Any]:
         if path not in self._open:
             if _node_type(self.path / path) != "array":
@@ -141,10 +149,3 @@ def new_zarr_tree(path: Path, *, replace: bool = False) -> Iterator[ZarrTree]:
         path.rename(old)
     partial.rename(path)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def remove_leftovers(path: Path) -> None:
-    """Delete temporary files that a killed writer left inside the store (`NAME.<hex>.partial`)."""
-    for file in Path(path).rglob("*.partial"):
-        if re.search(r"\.[0-9a-f]{32}\.partial$", file.name):
-            file.unlink(missing_ok=True)

@@ -125,6 +125,24 @@ def test_nan_from_an_encoder_is_a_failed_row_never_a_vector():
     assert np.isfinite(feature.vectors()).all()
 
 
+def test_rows_are_saved_while_their_chunk_is_unfinished():
+    class Stopped(ToySource):
+        def raw(self, row):
+            if row == 7:
+                raise KeyboardInterrupt
+            return super().raw(row)
+
+    contents = [[1], [2], [1], [3], None, [4], [2], [5], [6], [1]]
+    feature = toy_feature(MemoryTree(), 10, chunk_rows=10)
+    with pytest.raises(KeyboardInterrupt):
+        extract(feature, ToyEncoder(), Stopped(contents), batch_size=2, save_every_seconds=0)
+    assert feature.status().tolist() == [1, 1, 1, 1, 2, 1, 0, 0, 0, 0]
+    encoder = ToyEncoder()
+    done = extract(feature, encoder, ToySource(contents))
+    assert len(encoder.prepared) == 2 and (done.encoded, done.copied, done.unchanged) == (2, 2, 6)
+    np.testing.assert_array_equal(feature.vectors()[:, 0], [1.5, 3, 1.5, 4.5, 0, 6, 3, 7.5, 9, 1.5])
+
+
 def test_progress_counts_every_row():
     seen = []
     feature = toy_feature(MemoryTree(), 7, chunk_rows=3)
@@ -152,8 +170,12 @@ def test_stored_vectors_are_what_the_encoder_says_whatever_the_chunks_and_batche
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 1000), stops=st.lists(st.integers(1, 40), max_size=4))
-def test_interrupted_at_any_row_and_run_again_is_the_same_as_never_interrupted(seed, stops):
+@given(
+    seed=st.integers(0, 1000),
+    stops=st.lists(st.integers(1, 40), max_size=4),
+    save_every_seconds=st.sampled_from([0.0, 1e9]),
+)
+def test_interrupted_at_any_row_and_run_again_is_the_same_as_never_interrupted(seed, stops, save_every_seconds):
     """Identity 5, with exceptions; `test_kill.py` has the signals."""
     contents = toy_contents(30, seed)
     whole = toy_feature(MemoryTree(), 30, chunk_rows=7)
@@ -173,7 +195,7 @@ def test_interrupted_at_any_row_and_run_again_is_the_same_as_never_interrupted(s
 
     for stop in stops:
         try:
-            extract(feature, ToyEncoder(), Interrupted(stop))
+            extract(feature, ToyEncoder(), Interrupted(stop), batch_size=3, save_every_seconds=save_every_seconds)
         except KeyboardInterrupt:
             pass
     extract(feature, ToyEncoder(), ToySource(contents))

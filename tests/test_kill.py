@@ -12,11 +12,11 @@ from featurize.extract import extract
 from stores import open_store
 from stores.store import Status
 from stores.verify import verify
-from stores.zarr_store import new_zarr_tree, remove_leftovers
+from stores.zarr_store import new_zarr_tree
 from tests.toys import ToyEncoder, ToySource, toy_contents, toy_feature
 
 N_ROWS = 60
-CHUNK_ROWS = 5
+CHUNK_ROWS = 15
 KILLS = 12
 
 
@@ -24,7 +24,8 @@ def featurize_in_place(path: Path, ready=None) -> None:
     feature = open_store(path)["audio/toy"]
     if ready is not None:
         ready.set()
-    extract(feature, ToyEncoder(delay_seconds=0.002), ToySource(toy_contents(N_ROWS)), batch_size=4)
+    source = ToySource(toy_contents(N_ROWS))
+    extract(feature, ToyEncoder(delay_seconds=0.002), source, batch_size=4, save_every_seconds=0)
 
 
 def every_file(path: Path) -> dict[str, bytes]:
@@ -61,6 +62,6 @@ def test_killed_at_random_moments_the_store_ends_with_the_same_bytes(tmp_path):
         assert (seen.vectors()[present] == whole.vectors()[present]).all()
     assert died >= KILLS // 3, f"only {died} of {KILLS} runs were killed before their end"
     featurize_in_place(killed)
-    remove_leftovers(killed)
+    open_store(killed).tree.remove_leftovers(older_than_seconds=0)
     assert every_file(killed) == every_file(reference)
     assert list(verify(open_store(killed))) == []

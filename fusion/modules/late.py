@@ -29,7 +29,6 @@ class LateFusion(MultimodalFusion):
             nn.Dropout(dropout),
             nn.Linear(hidden_dim, hidden_dim),
         )
-        nn.init.zeros_(self.interact[-1].weight)  # starts as a linear model, and bends only as far as it helps
 
     def fuse(self, features: Mapping[str, Tensor], present: Tensor) -> Fused:
         tokens: Tensor = self.project(features, present)
