@@ -27,6 +27,8 @@ from stores.store import DEFAULT_CHUNK_ROWS, Store
 from stores.zarr_store import new_zarr_tree
 
 EXAMPLES = 3
+SPANS_LOOKED_AT = 50  # audio files whose length is compared with the segment's times
+SPAN_TOLERANCE_SECONDS = 0.5  # encoders pad and cut their files by some milliseconds
 
 
 class Severity(StrEnum):
@@ -73,6 +75,7 @@ def check(path: Path, config: DataConfig, targets: Iterable[TargetConfig] = ()) 
     _check_groups(found)
     _check_times(found)
     _check_media(found)
+    _check_spans(found)
     labels, skipped = _read_labels(source, config, list(targets))
     _check_labels(found, labels, skipped)
     texts = {"id": source.ids, "group": source.groups}
@@ -206,6 +209,28 @@ def _check_media(found: Ingest) -> None:
             rows = [row for row in rows if source.paths[modality][row] is None]
             remedy = "Is the *_media.parquet beside its *_metadata.parquet, and whole?"
             _problem(found, Severity.WARNING, f"{FLAGS[modality]}, but the id is in no media file", rows, remedy)
+
+
+def _check_spans(found: Ingest) -> None:
+    """Segments that reach beyond their audio file: most likely the file is the segment and the times are the song's."""
+    import soundfile
+
+    source = found.source
+    if source.scopes["audio"] == "segment":
+        return
+    timed = found.presence["audio"] & ~np.isnan(source.end_seconds) & (source.start_seconds > 0)
+    rows = [row for row in np.flatnonzero(timed).tolist() if source.paths["audio"][row] is not None]
+    beyond = []
+    for row in rows[:: max(1, len(rows) // SPANS_LOOKED_AT)]:
+        try:
+            seconds = soundfile.info(source.root / str(source.paths["audio"][row])).duration
+        except (OSError, RuntimeError):  # not audio: `featurize` says so row by row
+            continue
+        if source.end_seconds[row] > seconds + SPAN_TOLERANCE_SECONDS:
+            span = f"{source.start_seconds[row]:g} to {source.end_seconds[row]:g} s"
+            beyond.append(f"{_show(source, row)}: {span} of {seconds:.1f} s")
+    remedy = "If each file is the segment already: --set data.audio_is=segment (and data.midi_is=segment for MIDI)."
+    _problem(found, Severity.WARNING, "segment that ends after its audio file (of a sample looked at)", beyond, remedy)
 
 
 def _look_for_media(source: Source, modality: str) -> tuple[np.ndarray, list[int], list[int], list[int], list[int]]:

@@ -41,14 +41,19 @@ class _LinePrinter:
     def __init__(self, title: str, unit: str):
         self._title = title
         self._unit = unit
-        self._started = self._printed = time.monotonic()
+        self._printed = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when the first were done, and how many: start-up is no rate
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
+        if self._first is None:
+            self._first = (now, done)
         if now - self._printed < LINE_EVERY_SECONDS or done == total:
             return
         self._printed = now
-        rate = done / (now - self._started)
-        left = (total - done) / rate if rate else float("inf")
-        line = f"{self._title}: {done:,} of {total:,} {self._unit}, {rate:,.0f}/s, about {left:,.0f} s left"
+        line = f"{self._title}: {done:,} of {total:,} {self._unit}"
+        since, before = self._first
+        if done > before and now > since:
+            rate = (done - before) / (now - since)
+            line += f", {rate:,.1f}/s, about {(total - done) / rate:,.0f} s left"
         print(line, file=sys.stderr, flush=True)

@@ -39,8 +39,11 @@ class TrainingConfig(Section):
     patience: int = Field(15, gt=0, description="Epochs without a better validation loss before it stops.")
     batch_size: int = Field(256, gt=0)
     lr: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.1, ge=0)
-    modality_dropout: float = Field(0.1, ge=0, lt=1, description="Chance that a present slot is hidden in a step.")
+    weight_decay: float = Field(1.0, ge=0)
+    adam_epsilon: float = Field(
+        1e-2, gt=0, description="As large as gradients are: steps shrink with them, and early stopping acts as ridge."
+    )
+    modality_dropout: float = Field(0.2, ge=0, lt=1, description="Chance that a present slot is hidden in a step.")
     seeds: list[int] = Field([0, 1, 2], min_length=1)
     bootstrap: int = Field(2000, ge=100, description="Group resamples behind each confidence interval.")
 

@@ -33,6 +33,11 @@ class Predictions:
         self.rows[split] = rows
         self.outputs.setdefault(seed, {})[split] = outputs
 
+    def replace(self, split: int, target: int, output: np.ndarray) -> None:
+        """Another model's word on one target of one split, (n, K), for every seed."""
+        for by_split in self.outputs.values():
+            by_split[split][target] = output
+
     def pooled_rows(self) -> np.ndarray:
         """int64 (n,), split after split."""
         return np.concatenate([self.rows[split] for split in sorted(self.rows)])

@@ -19,6 +19,7 @@ from fusion.config import Config
 from fusion.data import SegmentData, choose_features, load_segments
 from fusion.evaluate import FUSION, Predictions, evaluate, pattern_rows, patterns
 from fusion.leaks import check_encoders
+from fusion.metrics import headline_metric, score
 from fusion.modules import FUSIONS
 from fusion.runs import check_name, environment, free_name, new_run, write_config, write_json, write_model, write_table
 from fusion.targets import Target, load_targets
@@ -148,6 +149,8 @@ class _Job:
                     self._train(f"{slot} alone", self._data.only([slot]), number, rows, seed)
             if self._with_baselines:
                 self._predict_baselines(number, rows)
+            for slot in self._alone:
+                self._prefer_linear(slot, number, rows)
 
     def _train(self, model: str, data: SegmentData, number: int, rows: dict[str, np.ndarray], seed: int) -> Trained:
         trained = train(
@@ -188,6 +191,22 @@ class _Job:
             n_val = len(rows["val"])
             self.results[name]["val"].add(0, number, rows["val"], [output[:n_val] for output in outputs])
             self.results[name]["test"].add(0, number, rows["test"], [output[n_val:] for output in outputs])
+
+    def _prefer_linear(self, slot: str, number: int, rows: dict[str, np.ndarray]) -> None:
+        """A slot alone is worth the better, on validation, of the fusion and a linear model: no baseline of straw."""
+        model = self.results[f"{slot} alone"]
+        inputs = baselines.concatenation(self._data.only([slot]), rows["train"])
+        for index, target in enumerate(self._targets):
+            output = baselines.linear(inputs, target, rows["train"], rows["val"], np.arange(len(inputs)))
+            known = rows["val"][target.known.numpy()[rows["val"]]]
+            of_known = target.known.numpy()[rows["val"]]
+            metric = headline_metric(target.kind, target.metric)
+            sign = 1 if metric.higher_is_better else -1
+            truth = target.truth.numpy()[known]
+            trained = [by_split[number][index][of_known] for by_split in model["val"].outputs.values()]
+            if sign * score(metric, truth, output[known]) > sign * np.mean([score(metric, truth, t) for t in trained]):
+                for part, part_rows in rows.items():
+                    model[part].replace(number, index, output[part_rows])
 
     def _keep_if_best(self, trained: Trained, split: Split, number: int, seed: int) -> None:
         val_loss = trained.history[trained.best_epoch - 1]["val_loss"]

@@ -63,7 +63,9 @@ def train(
     for index, (slot, standardize) in enumerate(zip(data.slots, model.standardizers(), strict=True)):
         standardize.fit(data.vectors[slot][train_rows[data.present[train_rows, index].numpy()]])
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=training.lr, weight_decay=training.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=training.lr, eps=training.adam_epsilon, weight_decay=training.weight_decay
+    )
     steps_per_epoch = math.ceil(len(train_rows) / training.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, training.epochs * steps_per_epoch)
 

@@ -105,6 +105,16 @@ def test_warnings_do_not_stop_the_store(tmp_path):
     assert np.isnan(energy[2]) and energy[3] == 0.5
 
 
+def test_files_that_are_segments_already_are_noticed_before_an_hour_is_spent(tmp_path):
+    rows = [row(str(i), audio_path=f"{i}.wav", start_seconds=str(4 * i), end_seconds=str(4 * i + 4)) for i in range(5)]
+    folder = write_csv(tmp_path / "data", rows)
+    for number in range(5):
+        soundfile.write(folder / f"{number}.wav", np.zeros(4 * 8000), 8000)
+    (problem,) = check(folder, DataConfig()).problems
+    assert problem.count == 4 and "'1': 4 to 8 s of 4.0 s" in str(problem) and "data.audio_is=segment" in str(problem)
+    assert check(folder, DataConfig(audio_is="segment")).problems == []
+
+
 def test_a_target_makes_its_column_a_number(tmp_path):
     folder = write_csv(tmp_path / "data", [row("a", score="1"), row("b", score="high"), row("c", score="low")])
     assert check(folder, DataConfig()).labels["score"].dtype.kind == "T"

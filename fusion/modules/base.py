@@ -14,6 +14,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+PROJECTION_SCALE = 0.1  # standard deviation of a projected unit-variance vector at the start
+RESIDUAL_SCALE = 0.05  # of the last layer of an interaction MLP: it starts as almost nothing beside the linear path
+
 
 @dataclass(frozen=True)
 class Fused:
@@ -50,7 +53,12 @@ class SlotProjections(nn.Module):
     def __init__(self, widths: Mapping[str, int], hidden_dim: int, dropout: float):
         super().__init__()
         self.slots = tuple(widths)
-        self.projections = nn.ModuleDict({_key(slot): nn.Linear(width, hidden_dim) for slot, width in widths.items()})
+        self.projections = nn.ModuleDict()
+        for slot, width in widths.items():
+            projection = nn.Linear(width, hidden_dim)
+            # small: early stopping then keeps what the data cannot pay for near zero
+            nn.init.normal_(projection.weight, std=PROJECTION_SCALE / width**0.5)
+            self.projections[_key(slot)] = projection
         self.nulls = nn.Parameter(torch.zeros(len(widths), hidden_dim))
         self.dropout = nn.Dropout(dropout)
 
@@ -64,6 +72,15 @@ class SlotProjections(nn.Module):
             projected = self.projections[_key(slot)](self.dropout(vectors))
             tokens.append(torch.where(here, projected, self.nulls[index]))
         return torch.stack(tokens, dim=1)
+
+
+class Interaction(nn.Sequential):
+    """What the linear path misses: LayerNorm, hidden layer, GELU, dropout, output. (B, width) to (B, H)."""
+
+    def __init__(self, width: int, hidden_dim: int, dropout: float):
+        last = nn.Linear(hidden_dim, hidden_dim)
+        nn.init.normal_(last.weight, std=RESIDUAL_SCALE)  # not zero: from there an XOR is never found
+        super().__init__(nn.LayerNorm(width), nn.Linear(width, hidden_dim), nn.GELU(), nn.Dropout(dropout), last)
 
 
 def _key(slot: str) -> str:

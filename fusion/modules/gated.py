@@ -7,7 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from fusion.modules.base import Fused, MultimodalFusion, SlotProjections
+from fusion.modules.base import Fused, Interaction, MultimodalFusion, SlotProjections
+
+OPEN = 2.0  # sigmoid(2) = 0.88: every gate starts open, and what does not help is closed
 
 
 class GatedFusion(MultimodalFusion):
@@ -24,17 +26,12 @@ class GatedFusion(MultimodalFusion):
     def __init__(self, widths: Mapping[str, int], hidden_dim: int = 128, dropout: float = 0.3):
         super().__init__(widths, hidden_dim, dropout)
         self.project = SlotProjections(widths, hidden_dim, dropout)
-        self.gate = nn.Sequential(
-            nn.LayerNorm(len(widths) * hidden_dim), nn.Linear(len(widths) * hidden_dim, len(widths))
-        )
+        gates = nn.Linear(len(widths) * hidden_dim, len(widths))
+        nn.init.zeros_(gates.weight)
+        nn.init.constant_(gates.bias, OPEN)
+        self.gate = nn.Sequential(nn.LayerNorm(len(widths) * hidden_dim), gates)
         self.missing = nn.Parameter(torch.zeros(len(widths), hidden_dim))  # what the absence of a slot says by itself
-        self.interact = nn.Sequential(
-            nn.LayerNorm(hidden_dim),
-            nn.Linear(hidden_dim, hidden_dim),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden_dim, hidden_dim),
-        )
+        self.interact = Interaction(hidden_dim, hidden_dim, dropout)
 
     def fuse(self, features: Mapping[str, Tensor], present: Tensor) -> Fused:
         tokens: Tensor = self.project(features, present)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fusion.modules.base import Fused, MultimodalFusion, SlotProjections
+from fusion.modules.base import Fused, Interaction, MultimodalFusion, SlotProjections
 
 
 class LateFusion(MultimodalFusion):
@@ -22,13 +22,7 @@ class LateFusion(MultimodalFusion):
     def __init__(self, widths: Mapping[str, int], hidden_dim: int = 128, dropout: float = 0.3):
         super().__init__(widths, hidden_dim, dropout)
         self.project = SlotProjections(widths, hidden_dim, dropout)
-        self.interact = nn.Sequential(
-            nn.LayerNorm(len(widths) * hidden_dim),
-            nn.Linear(len(widths) * hidden_dim, hidden_dim),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden_dim, hidden_dim),
-        )
+        self.interact = Interaction(len(widths) * hidden_dim, hidden_dim, dropout)
 
     def fuse(self, features: Mapping[str, Tensor], present: Tensor) -> Fused:
         tokens: Tensor = self.project(features, present)

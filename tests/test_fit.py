@@ -1,0 +1,109 @@
+"""A whole fit on a store in memory: what it pools, keeps and compares."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from safetensors import safe_open
+
+from featurize.config import SplitConfig
+from featurize.splits import make_splits
+from fusion import baselines
+from fusion.config import validated
+from fusion.data import choose_features, load_segments
+from fusion.fit import fit
+from fusion.metrics import headline_metric, score
+from fusion.targets import load_targets
+from stores.base import STRING
+from stores.memory_store import MemoryTree
+from stores.store import Part, Status, Store
+from tests.stores_contract import RECORD
+
+N = 160
+
+
+@pytest.fixture(scope="module")
+def store() -> Store:
+    """Text tells the label linearly, audio tells nothing; a fifth of each is missing; some labels are missing."""
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 2, N)
+    names = np.array(["", "no", "yes"], dtype=STRING)[np.where(np.arange(N) % 9 == 0, 0, label + 1)]
+    segments = {
+        "id": np.array([f"s{i}" for i in range(N)], dtype=STRING),
+        "group": np.array([f"g{i // 4}" for i in range(N)], dtype=STRING),
+    }
+    made = Store.create(MemoryTree(), segments, {"liked": names}, {"layout": "test"}, 64)
+    for slot, signal in (("text", 1.2), ("audio", 0.0)):
+        vectors = rng.normal(size=(N, 12)) + signal * np.outer(2 * label - 1, np.eye(12)[0])
+        feature = made.create_feature(f"{slot}/toy", {**RECORD, "modality": slot, "width": 12})
+        for chunk in feature.chunks():
+            rows = np.array(chunk)
+            status = np.where(rng.random(len(rows)) < 0.2, Status.ABSENT, Status.PRESENT).astype(np.uint8)
+            feature.write_chunk(
+                chunk, rows, vectors[rows], status, np.ones((len(rows), 16), np.uint8), [""] * len(rows)
+            )
+    for split in (*make_splits(made.groups, names, SplitConfig()), *make_splits(made.groups, names, FOLDS)):
+        made.write_split(split)
+    return made
+
+
+FOLDS = SplitConfig(name="cv", folds=4)
+CONFIG = validated({"training": {"epochs": 20, "bootstrap": 200, "seeds": [0, 1]}}, "test")
+
+
+def test_a_slot_alone_is_never_weaker_on_validation_than_a_linear_model_of_it(store, tmp_path):
+    metrics = fit(store, CONFIG, runs=tmp_path).metrics
+    data = load_segments(store, choose_features(store, CONFIG))
+    (target,) = load_targets(store, [])
+    split = store.split("default")
+    train, val = split.rows(Part.TRAIN), split.rows(Part.VAL)
+    known = val[target.known.numpy()[val]]
+    for slot in ("text", "audio"):
+        inputs = baselines.concatenation(data.only([slot]), train)
+        linear = baselines.linear(inputs, target, train, val, known)
+        expected = score(headline_metric("categorical", None), target.truth.numpy()[known], linear)
+        assert metrics["targets"]["liked"]["baselines"][f"{slot} alone"]["val"]["value"] >= expected - 1e-9
+    signal = metrics["targets"]["liked"]["above_majority"]
+    assert signal["text alone"]["better"] is True and signal["audio alone"]["better"] is not True
+
+
+def test_folds_pool_every_labelled_segment_once(store, tmp_path):
+    run = fit(store, CONFIG, runs=tmp_path, split_name="cv", with_baselines=False)
+    test = run.metrics["targets"]["liked"]["splits"]["test"]
+    labelled = int((store.label("liked") != "").sum())
+    assert test["n"] == labelled and test["n_groups"] == 40 and len(test["per_seed"]) == 2
+    predictions = pq.read_table(run.folder / "predictions.parquet").to_pydict()
+    assert len(predictions["segment_id"]) == 2 * N  # for each seed
+    assert set(predictions["split"]) == {"cv.0", "cv.1", "cv.2", "cv.3"}
+    history = pq.read_table(run.folder / "history.parquet").to_pydict()
+    assert {*zip(history["split"], history["seed"], strict=True)} == {(f"cv.{k}", s) for k in range(4) for s in (0, 1)}
+
+
+def test_the_kept_model_says_what_it_needs_to_be_built_again(store, tmp_path):
+    run = fit(store, CONFIG, runs=tmp_path, with_baselines=False)
+    with safe_open(run.folder / "model.safetensors", "pt") as file:
+        facts = json.loads(file.metadata()["triad_fusion"])
+        assert facts["widths"] == {"text": 12, "audio": 12} and facts["targets"][0]["classes"] == ["no", "yes"]
+        assert any(name.startswith("fusion.") for name in file.keys())  # noqa: SIM118 (not a dict)
+
+
+def test_one_slot_needs_no_slot_alone(store, tmp_path):
+    config = validated({**CONFIG.model_dump(), "model": {"fusion": {"slots": ["text"]}}}, "test")
+    found = fit(store, config, runs=tmp_path).metrics["targets"]["liked"]
+    assert set(found["baselines"]) == {"majority", "logistic regression", "mask only"}
+    assert list(found["presence_patterns"]) == ["text"]
+
+
+def test_a_run_is_complete_or_not_there(store, tmp_path, monkeypatch):
+    import fusion.report
+
+    monkeypatch.setattr(fusion.report, "write_report", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        fit(store, CONFIG, runs=tmp_path, name="x", with_baselines=False)
+    assert not (tmp_path / "x").exists()
+    monkeypatch.undo()
+    assert fit(store, CONFIG, runs=tmp_path, name="x", with_baselines=False).folder == tmp_path / "x"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
