@@ -151,7 +151,7 @@ def featurize_command(
                 **settings,
             )
     except KeyboardInterrupt:
-        click.echo("Interrupted. Every finished chunk is stored; the same command goes on from there.", err=True)
+        click.echo("Interrupted. What was encoded is stored; the same command goes on from there.", err=True)
         raise SystemExit(130) from None
     if as_json:
         facts = {key: value for key, value in vars(done.extraction).items() if key != "new_failures"}

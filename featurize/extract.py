@@ -23,7 +23,7 @@ from stores.errors import TriadError
 from stores.store import Feature, Status
 
 NO_HASH = bytes(DIGEST_BYTES)
-SAVE_EVERY_SECONDS = 20.0  # at most this much work is lost; a write costs milliseconds
+SAVE_EVERY_SECONDS = 10.0  # at most this much work is lost; a write costs milliseconds
 Progress = Callable[[int, int], None]  # rows done, rows in all
 
 
@@ -68,20 +68,22 @@ def extract(
         for chunk in feature.chunks():
             work = _ChunkWork(feature, chunk, memory, retry_failed)
             batch: list[tuple[int, Any]] = []
-            for row, item in preparer.run(work.jobs(source, lambda row: _report(progress, row, feature))):
-                if item is None or isinstance(item, Failure):
-                    work.settle(row, item)
-                    continue
-                batch.append((row, item))
-                if len(batch) == batch_size:
+            try:
+                for row, item in preparer.run(work.jobs(source, lambda row: _report(progress, row, feature))):
+                    if item is None or isinstance(item, Failure):
+                        work.settle(row, item)
+                        continue
+                    batch.append((row, item))
+                    if len(batch) == batch_size:
+                        work.settle_batch(batch, _encode(encoder, batch))
+                        batch = []
+                        if time.monotonic() - saved >= save_every_seconds:
+                            work.write()
+                            saved = time.monotonic()
+                if batch:
                     work.settle_batch(batch, _encode(encoder, batch))
-                    batch = []
-                    if time.monotonic() - saved >= save_every_seconds:
-                        work.write()
-                        saved = time.monotonic()
-            if batch:
-                work.settle_batch(batch, _encode(encoder, batch))
-            work.write()
+            finally:  # also when interrupted: what is settled is worth keeping, and the rest is still pending
+                work.write()
             work.count(done)
     _report(progress, feature.n_segments - 1, feature)
     status = feature.status()

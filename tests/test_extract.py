@@ -136,10 +136,10 @@ def test_rows_are_saved_while_their_chunk_is_unfinished():
     feature = toy_feature(MemoryTree(), 10, chunk_rows=10)
     with pytest.raises(KeyboardInterrupt):
         extract(feature, ToyEncoder(), Stopped(contents), batch_size=2, save_every_seconds=0)
-    assert feature.status().tolist() == [1, 1, 1, 1, 2, 1, 0, 0, 0, 0]
+    assert feature.status().tolist() == [1, 1, 1, 1, 2, 1, 1, 0, 0, 0]
     encoder = ToyEncoder()
     done = extract(feature, encoder, ToySource(contents))
-    assert len(encoder.prepared) == 2 and (done.encoded, done.copied, done.unchanged) == (2, 2, 6)
+    assert len(encoder.prepared) == 2 and (done.encoded, done.copied, done.unchanged) == (2, 1, 7)
     np.testing.assert_array_equal(feature.vectors()[:, 0], [1.5, 3, 1.5, 4.5, 0, 6, 3, 7.5, 9, 1.5])
 
 
