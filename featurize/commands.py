@@ -60,8 +60,9 @@ def ingest_command(project: Project, data: Path | None, check_only: bool, replac
     if check_only and found.errors:
         raise SourceError(f"{len(found.errors)} kinds of errors stand in {found.source.table.path}.")
     if not check_only:
-        store, is_new = write_store(found, project.store_path, replace=replace)
-        say(f"{'Wrote' if is_new else 'Renewed labels and columns of'} {project.store_path}.")
+        store, what = write_store(found, project.store_path, replace=replace)
+        result["store"] = str(what)
+        say(WRITTEN[what].format(store=project.store_path))
         result["split"] = _first_split(project, store, say)
     if as_json:
         click.echo(json.dumps(result, indent=2))
@@ -170,7 +171,7 @@ def featurize_command(
     )
     _show_failures(store.ids, e.new_failures)
     if done.new_rows:
-        click.echo(f"  {done.new_rows:,} segments of the data are not in the store; `cli ingest --replace` adds them.")
+        click.echo(f"  {done.new_rows:,} segments of the data are not in the store; `cli ingest` adds them.")
 
 
 def _first_split(project: Project, store: Any, say: Any) -> str | None:
@@ -258,6 +259,14 @@ def _show_failures(ids: Any, failures: list[tuple[int, str]]) -> None:
         click.echo(f"  failed {count:,}: {reason} (e.g. {', '.join(examples)})")
     if len(counts) > 5:
         click.echo(f"  and {len(counts) - 5:,} other reasons; `cli inspect --json` lists them.")
+
+
+WRITTEN = {
+    "new": "Wrote {store}.",
+    "renewed": "Renewed labels and columns of {store}; splits and features are as they were.",
+    "grown": "{store} has grown. Splits leave the new segments out, features have them pending:\n"
+    "  run featurize again, and cli split with another --name or --replace.",
+}
 
 
 def _silent(_line: str) -> None:

@@ -23,6 +23,7 @@ from featurize.sources import Source, open_source
 from featurize.sources.base import FLAGS, stays_inside
 from stores import open_store
 from stores.base import STRING
+from stores.carry import carry_over
 from stores.store import DEFAULT_CHUNK_ROWS, Store
 from stores.zarr_store import new_zarr_tree
 
@@ -89,32 +90,52 @@ def check(path: Path, config: DataConfig, targets: Iterable[TargetConfig] = ()) 
     return found
 
 
+class Written(StrEnum):
+    """What became of the store."""
+
+    NEW = "new"
+    RENEWED = "renewed"  # the same segments: labels and columns are new, splits and features stay
+    GROWN = "grown"  # more segments: splits and features of the known ones are carried over
+
+
 def write_store(
     found: Ingest, store_path: Path, *, replace: bool = False, chunk_rows: int = DEFAULT_CHUNK_ROWS
-) -> tuple[Store, bool]:
-    """The store of a checked dataset, and whether it is new: one of the same segments is kept, its labels renewed.
+) -> tuple[Store, Written]:
+    """The store of a checked dataset. One that exists is kept as far as its segments are still there.
 
-    Raises `SourceError` while errors stand, `StoreError` where another store is in the way.
+    Raises `SourceError` while errors stand, or where segments are gone or regrouped and `replace` is false.
     """
     if found.errors:
         raise SourceError(
             f"Nothing was written: {len(found.errors)} kinds of errors stand in {found.source.table.path}."
         )
     facts = describe_source(found.source, store_path)
-    if store_path.exists() and not replace:
-        store = open_store(store_path)
-        same = np.array_equal(store.ids, found.segments["id"]) and np.array_equal(store.groups, found.segments["group"])
-        if not same:
-            raise SourceError(
-                f"{store_path} holds other segments ({store.n_segments:,}; the table has {len(found.source):,}, or"
-                " another order or grouping).\nPass --replace to make it anew, features included, or --store NAME."
-            )
-        store.update(found.segments, found.labels, facts)
-        return open_store(store_path), False
+    old = open_store(store_path) if store_path.exists() and not replace else None
+    if old is not None:
+        _check_all_still_there(old, found, store_path)
+        if np.array_equal(old.ids, found.segments["id"]):
+            old.update(found.segments, found.labels, facts)
+            return open_store(store_path), Written.RENEWED
+        chunk_rows = old.chunk_rows
     store_path.parent.mkdir(parents=True, exist_ok=True)
-    with new_zarr_tree(store_path, replace=replace) as tree:
-        Store.create(tree, found.segments, found.labels, facts, chunk_rows)
-    return open_store(store_path), True
+    with new_zarr_tree(store_path, replace=store_path.exists()) as tree:
+        store = Store.create(tree, found.segments, found.labels, facts, chunk_rows)
+        if old is not None:
+            carry_over(old, store)
+    return open_store(store_path), Written.NEW if old is None else Written.GROWN
+
+
+def _check_all_still_there(old: Store, found: Ingest, store_path: Path) -> None:
+    groups = dict(zip(found.segments["id"].tolist(), found.segments["group"].tolist(), strict=True))
+    known = list(zip(old.ids.tolist(), old.groups.tolist(), strict=True))
+    gone = [segment_id for segment_id, _ in known if segment_id not in groups]
+    regrouped = [segment_id for segment_id, group in known if groups.get(segment_id, group) != group]
+    if gone or regrouped:
+        what = f"{len(gone):,} segments of it are gone" if gone else f"{len(regrouped):,} segments changed their group"
+        raise SourceError(
+            f"{store_path} does not fit {found.source.table.path}: {what}, e.g. {(gone or regrouped)[0]!r}.\n"
+            "Pass --replace to make it anew, features included, or name another with --store."
+        )
 
 
 def describe_source(source: Source, store_path: Path) -> dict[str, Any]:

@@ -18,6 +18,10 @@ from featurize.ingest import Severity, check, write_store
 from featurize.segments import RawText, UnreadableInput
 from featurize.sources import open_source
 from stores import open_store
+from stores.store import Split
+from stores.verify import verify
+from tests.stores_contract import RECORD
+from tests.stores_contract import write as write_rows
 
 
 def write_csv(folder: Path, rows: list[dict[str, str]]) -> Path:
@@ -42,8 +46,8 @@ def test_a_clean_table_has_no_problems_and_keeps_its_ids(tmp_path):
     folder = write_csv(tmp_path / "data", [row("010"), row("1e5", "h", mood="sad")])
     found = check(folder, DataConfig())
     assert found.problems == [] and found.segments["id"].tolist() == ["010", "1e5"]
-    store, is_new = write_store(found, tmp_path / "features.zarr")
-    assert is_new and store.label("mood").tolist() == ["happy", "sad"]
+    store, what = write_store(found, tmp_path / "features.zarr")
+    assert what == "new" and store.label("mood").tolist() == ["happy", "sad"]
     assert store.segment_column("has_text").tolist() == [True, True]
 
 
@@ -153,18 +157,42 @@ def test_ingest_again_renews_labels_and_keeps_features(tmp_path):
     folder = write_csv(tmp_path / "data", [row("a"), row("b", note="x")])
     path = tmp_path / "features.zarr"
     store, _ = write_store(check(folder, DataConfig()), path)
-    from tests.stores_contract import RECORD
-
     store.create_feature("audio/toy", RECORD)
     write_csv(folder, [row("a", mood="sad"), row("b")])
-    store, is_new = write_store(check(folder, DataConfig()), path)
-    assert not is_new and store.features() == ["audio/toy"]
+    store, what = write_store(check(folder, DataConfig()), path)
+    assert what == "renewed" and store.features() == ["audio/toy"]
     assert store.label("mood").tolist() == ["sad", "happy"] and store.label_names() == ["mood"]
     write_csv(folder, [row("a"), row("c")])
-    with pytest.raises(SourceError, match="--replace"):
+    with pytest.raises(SourceError, match=r"1 segments of it are gone, e.g. 'b'.\nPass --replace"):
         write_store(check(folder, DataConfig()), path)
-    store, is_new = write_store(check(folder, DataConfig()), path, replace=True)
-    assert is_new and store.features() == [] and store.ids.tolist() == ["a", "c"]
+    write_csv(folder, [row("a", group="other"), row("b")])
+    with pytest.raises(SourceError, match="1 segments changed their group, e.g. 'a'"):
+        write_store(check(folder, DataConfig()), path)
+    write_csv(folder, [row("a"), row("c")])
+    store, what = write_store(check(folder, DataConfig()), path, replace=True)
+    assert what == "new" and store.features() == [] and store.ids.tolist() == ["a", "c"]
+
+
+def test_a_dataset_that_grew_keeps_what_was_encoded(tmp_path):
+    folder = write_csv(tmp_path / "data", [row(name, group=name) for name in "abcde"])
+    path = tmp_path / "features.zarr"
+    store, _ = write_store(check(folder, DataConfig()), path, chunk_rows=2)
+    feature = store.create_feature("audio/toy", RECORD, state={"w": np.arange(3)})
+    for chunk in feature.chunks():
+        for number in chunk:
+            write_rows(feature, chunk, [number], value=number + 1.0, hash_byte=number + 1)
+    store.write_split(Split("default", np.array([0, 1, 2, 0, 0], np.uint8), {"method": "grouped", "seed": 0}))
+
+    write_csv(folder, [row(name, group=name) for name in "xeadbcy"])  # two more, and another order
+    grown, what = write_store(check(folder, DataConfig()), path)
+    assert what == "grown" and grown.ids.tolist() == list("xeadbcy") and grown.chunk_rows == 2
+    carried = grown["audio/toy"]
+    assert carried.fingerprint == feature.fingerprint and carried.state()["w"].tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(carried.vectors()[:, 0], [0, 5, 1, 4, 2, 3, 0])
+    np.testing.assert_array_equal(carried.status(), [0, 1, 1, 1, 1, 1, 0])
+    np.testing.assert_array_equal(carried.input_hashes()[:, 0], [0, 5, 1, 4, 2, 3, 0])
+    np.testing.assert_array_equal(grown.split("default").parts, [255, 0, 0, 0, 1, 2, 255])
+    assert list(verify(grown)) == []
 
 
 def test_lyrics_that_are_no_utf8_are_read(tmp_path):
