@@ -10,6 +10,8 @@ import click
 
 from featurize.project import Project, project_options
 
+FEW_GROUPS = 30  # below this a bootstrap over groups is rough
+
 
 @click.command("fit")
 @project_options
@@ -53,6 +55,10 @@ def fit_command(project: Project, as_json: bool, runs: Path, **options: Any) -> 
         click.echo(json.dumps(run.metrics, indent=2))
         return
     click.echo("\n".join(result_lines(run.metrics)))
+    n_groups = min(target["splits"]["test"]["n_groups"] for target in run.metrics["targets"].values())
+    if run.metrics["split"]["folds"] == 1 and n_groups < FEW_GROUPS:
+        click.echo(f"\nOnly {n_groups} test groups, hence the wide intervals. All groups are tested in turn with:")
+        click.echo("  cli split --folds 5 --name cv && cli fit --split cv")
     click.echo(f"\nRun: {run.folder}   Report: {run.folder / 'report.html'}")
 
 

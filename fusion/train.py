@@ -75,9 +75,8 @@ def train(
         started = time.perf_counter()
         model.train()
         train_loss = 0.0
-        for rows in torch.from_numpy(train_rows)[torch.randperm(len(train_rows), generator=generator)].split(
-            training.batch_size
-        ):
+        shuffled = torch.from_numpy(train_rows)[torch.randperm(len(train_rows), generator=generator)]
+        for rows in shuffled.split(training.batch_size):
             present = drop_slots(data.present[rows], training.modality_dropout, generator)
             logits, _ = model({slot: vectors[rows] for slot, vectors in data.vectors.items()}, present)
             loss = total_loss(targets, logits, rows)
