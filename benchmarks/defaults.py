@@ -11,7 +11,6 @@ test segments.
 
 from __future__ import annotations
 
-import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import click
 import numpy as np
 import torch
 
+from benchmarks import machine
 from fusion import baselines
 from fusion.config import load_config
 from fusion.data import SegmentData
@@ -99,7 +99,7 @@ def measure(kind: str, n: int, seed: int, config: Any) -> dict[str, float]:
 @click.option("--seeds", type=int, default=1, show_default=True)
 def main(overrides: tuple[str, ...], segments: int, seeds: int) -> None:
     config = load_config(Path("/dev/null"), overrides)
-    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {segments:,} segments")
+    print(f"{machine('torch', 'scikit-learn')}, {torch.get_num_threads()} threads, {segments:,} segments")
     print(f"{config.model.fusion.strategy}; {' '.join(overrides) or 'defaults'}")
     for kind in ("additive", "interacting"):
         for seed in range(seeds):
