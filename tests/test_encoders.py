@@ -10,7 +10,7 @@ import pytest
 from featurize.config import DataConfig
 from featurize.encoders import ENCODERS, build_encoder
 from featurize.encoders.lsa import LSAEncoder
-from featurize.errors import UnknownName
+from featurize.errors import ConfigError, UnknownName
 from featurize.segments import RawText, UnreadableInput
 from featurize.sources import open_source
 from featurize.text import clean_text
@@ -87,6 +87,10 @@ def test_an_unknown_encoder_or_option_lists_the_known_ones():
         build_encoder("mel_stat")
     with pytest.raises(UnknownName, match="option of encoder lsa 'components'"):
         build_encoder("lsa", {"components": 3})
+    with pytest.raises(ConfigError, match="Encoder mel_stats cannot take n_mfcc=100: n_mfcc is 100; expected at most"):
+        build_encoder("mel_stats", {"n_mfcc": 100})
+    with pytest.raises(ConfigError, match="cannot take n_mels='many'"):
+        build_encoder("mel_stats", {"n_mels": "many"})
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from featurize.errors import UnknownName
+from featurize.errors import ConfigError, UnknownName
 
 if TYPE_CHECKING:
     from featurize.encoders.base import Encoder
@@ -30,10 +30,17 @@ def encoder_class(name: str) -> type[Encoder]:
 
 
 def build_encoder(name: str, options: Mapping[str, Any] | None = None) -> Encoder:
-    """A new encoder with `options` for its constructor. Raises `UnknownName` on an unknown encoder or option."""
+    """A new encoder with `options` for its constructor.
+
+    Raises `UnknownName` on an unknown encoder or option, `ConfigError` on a value that the encoder cannot take.
+    """
     cls = encoder_class(name)
     known = [p for p in inspect.signature(cls).parameters if p != "self"]
     for option in options or {}:
         if option not in known:
             raise UnknownName(f"option of encoder {name}", option, known)
-    return cls(**(options or {}))
+    try:
+        return cls(**(options or {}))
+    except (TypeError, ValueError) as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in (options or {}).items())
+        raise ConfigError(f"Encoder {name} cannot take {given}: {error}.") from error
