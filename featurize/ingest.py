@@ -6,6 +6,7 @@ rows or labels is a warning; what the user may want to know is a note.
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -140,8 +141,6 @@ def _check_all_still_there(old: Store, found: Ingest, store_path: Path) -> None:
 
 def describe_source(source: Source, store_path: Path) -> dict[str, Any]:
     """Where the raw media is and how it was read: enough to open the source again from the store alone."""
-    import os
-
     return {
         "layout": source.layout,
         # relative, so that a folder that holds both data and store can be moved

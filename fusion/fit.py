@@ -198,13 +198,13 @@ class _Job:
         inputs = baselines.concatenation(self._data.only([slot]), rows["train"])
         for index, target in enumerate(self._targets):
             output = baselines.linear(inputs, target, rows["train"], rows["val"], np.arange(len(inputs)))
-            known = rows["val"][target.known.numpy()[rows["val"]]]
-            of_known = target.known.numpy()[rows["val"]]
             metric = headline_metric(target.kind, target.metric)
             sign = 1 if metric.higher_is_better else -1
-            truth = target.truth.numpy()[known]
-            trained = [by_split[number][index][of_known] for by_split in model["val"].outputs.values()]
-            if sign * score(metric, truth, output[known]) > sign * np.mean([score(metric, truth, t) for t in trained]):
+            known = target.known.numpy()[rows["val"]]
+            truth = target.truth.numpy()[rows["val"][known]]
+            linear = score(metric, truth, output[rows["val"][known]])
+            trained = [score(metric, truth, by[number][index][known]) for by in model["val"].outputs.values()]
+            if sign * linear > sign * np.mean(trained):
                 for part, part_rows in rows.items():
                     model[part].replace(number, index, output[part_rows])
 
