@@ -194,9 +194,8 @@ def _make_splits(project: Project, store: Any, given: dict[str, Any], replace: b
     from pydantic import ValidationError
 
     from featurize.config import SplitConfig
-    from featurize.errors import ConfigError, SplitError
-    from featurize.labels import resolve_targets
-    from featurize.splits import check_split, make_splits
+    from featurize.errors import SplitError
+    from featurize.splits import write_splits
     from stores.store import Part
 
     try:
@@ -205,28 +204,15 @@ def _make_splits(project: Project, store: Any, given: dict[str, Any], replace: b
         mistake = error.errors()[0]
         where = ".".join(str(part) for part in mistake["loc"])
         raise SplitError(f"{where} {mistake['msg']}.".strip()) from error
-    stratify_by = config.stratify_by
-    if stratify_by is None:
-        try:
-            labels = {name: store.label(name) for name in store.label_names()}
-            stratify_by = resolve_targets(list(project.config.model.targets), labels)[0].column
-        except ConfigError:  # no label, or no saying which: grouped without strata
-            stratify_by = None
-    label = store.label(stratify_by) if stratify_by else None
-    splits = make_splits(store.groups, label, config.model_copy(update={"stratify_by": stratify_by}))
-    taken = [split.name for split in splits if split.name in store.splits()]
-    if taken and not replace:
-        raise SplitError(f"Split {taken[0]} exists and is frozen. Use another --name, or --replace it.")
+    groups = store.groups
     lines = []
-    for split in splits:
-        check_split(split, store.groups)
-        store.write_split(split)
+    for split in write_splits(store, config, list(project.config.model.targets), replace=replace):
         sizes = ", ".join(
-            f"{part.name.lower()} {len(rows):,} ({len(np.unique(store.groups[rows])):,} groups)"
+            f"{part.name.lower()} {len(rows):,} ({len(np.unique(groups[rows])):,} groups)"
             for part in (Part.TRAIN, Part.VAL, Part.TEST)
             if len(rows := split.rows(part))
         )
-        by = f", stratified by {stratify_by}" if stratify_by else ""
+        by = f", stratified by {split.facts['stratified_by']}" if split.facts["stratified_by"] else ""
         leak = "; it cuts through groups: results on it LEAK" if split.facts["leaks"] else ""
         lines.append(f"Split {split.name} ({config.method}{by}, seed {config.seed}): {sizes}{leak}")
     return lines

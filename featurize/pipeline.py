@@ -51,16 +51,16 @@ def featurize(
     name = f"{encoder.modality}/{save_as or encoder_name}"
     rows = StoreRows(store, source, encoder.modality)
     store.tree.remove_leftovers()
-    if replace:
-        store.delete_feature(name)
     fitted_on = None
     if encoder.must_fit:
-        if name in store.features():
+        if name in store.features() and not replace:
             _take_over_state(encoder, store.feature(name))
         else:
             split = store.split(split_name)
             _fit(encoder, store, rows, split)
             fitted_on = split.name
+    if replace:  # not before the new encoder is ready: a mistake must not cost the old feature
+        store.delete_feature(name)
     feature = store.open_feature(
         name,
         encoder.record.to_dict(),

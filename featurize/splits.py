@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from featurize.config import SplitConfig
-from featurize.errors import SplitError
-from featurize.labels import strata
-from stores.store import Part, Split
+from featurize.config import SplitConfig, TargetConfig
+from featurize.errors import ConfigError, SplitError
+from featurize.labels import resolve_targets, strata
+from stores.store import Part, Split, Store
 
 FINE_FOLDS = 20  # shares come in steps of 5% where there are as many groups
 
@@ -54,6 +54,29 @@ def make_splits(groups: np.ndarray, label: np.ndarray | None, config: SplitConfi
     return [Split(config.name, parts, {**facts, "val": config.val, "test": config.test})]
 
 
+def write_splits(
+    store: Store, config: SplitConfig, targets: list[TargetConfig], *, replace: bool = False
+) -> list[Split]:
+    """Make the splits of `config` and freeze them in the store; stratified by the first target where nothing is named.
+
+    Raises `SplitError` where one of that name, or a fold of it, exists and `replace` is false.
+    """
+    taken = [split for split in store.splits() if split == config.name or split in _folds(config.name, store.splits())]
+    if taken and not replace:
+        raise SplitError(f"Split {taken[0]} exists and is frozen. Use another --name, or --replace it.")
+    if config.stratify_by is None:
+        config = config.model_copy(update={"stratify_by": _first_target(store, targets)})
+    label = store.label(config.stratify_by) if config.stratify_by else None
+    splits = make_splits(store.groups, label, config)
+    for split in splits:
+        check_split(split, store.groups)
+    for name in taken:  # all of them: a fold of an older, larger set must not join the new one
+        store.delete_split(name)
+    for split in splits:
+        store.write_split(split)
+    return splits
+
+
 def check_split(split: Split, groups: np.ndarray) -> None:
     """Raise `SplitError` where a group stands in two parts of a split that says it does not leak."""
     if split.facts.get("leaks"):
@@ -70,10 +93,21 @@ def check_split(split: Split, groups: np.ndarray) -> None:
 
 def fold_names(name: str, known: list[str]) -> list[str]:
     """The splits behind a name: itself, or the folds `name.0`, `name.1`, …; empty where there is neither."""
-    if name in known:
-        return [name]
+    return [name] if name in known else _folds(name, known)
+
+
+def _folds(name: str, known: list[str]) -> list[str]:
     folds = [split for split in known if split.rpartition(".")[0] == name and split.rpartition(".")[2].isdigit()]
     return sorted(folds, key=lambda split: int(split.rpartition(".")[2]))
+
+
+def _first_target(store: Store, targets: list[TargetConfig]) -> str | None:
+    """The label of the first target; `None` where there is none, or no saying which."""
+    labels = {name: store.label(name) for name in store.label_names()}
+    try:
+        return resolve_targets(targets, labels)[0].column
+    except ConfigError:
+        return None
 
 
 def _fold_split(config: SplitConfig, folds: np.ndarray, k: int, facts: Mapping[str, Any]) -> Split:

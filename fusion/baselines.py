@@ -42,11 +42,10 @@ def linear(
     train_rows, val_rows = train_rows[known[train_rows]], val_rows[known[val_rows]]
     truth = target.truth.numpy()
     metric = headline_metric(target.kind, target.metric)
-    sign = 1 if metric.higher_is_better else -1
     candidates = []
     for strength in STRENGTHS:
         predict = _fit_linear(inputs[train_rows], truth[train_rows], target, strength)
-        quality = sign * score(metric, truth[val_rows], predict(inputs[val_rows])) if len(val_rows) else 0.0
+        quality = metric.sign * score(metric, truth[val_rows], predict(inputs[val_rows])) if len(val_rows) else 0.0
         candidates.append((quality if np.isfinite(quality) else -np.inf, -strength, predict))
     return max(candidates, key=lambda candidate: candidate[:2])[2](inputs[rows])
 

@@ -47,16 +47,16 @@ def demo_command(folder: Path, songs: int, seed: int, workers: int | None) -> No
 
     made_by = folder / "data" / "made_by.txt"
     recipe = f"cli demo --songs {songs} --seed {seed}\n"
-    if not made_by.is_file() or made_by.read_text("utf-8") != recipe:
+    is_new = not made_by.is_file() or made_by.read_text("utf-8") != recipe
+    if is_new:
         make_demo(folder / "data", n_songs=songs, seed=seed)
-        made_by.write_text(recipe, "utf-8")
     (folder / "config.yaml").write_text(CONFIG, "utf-8")
 
     from featurize.ingest import check, write_store
     from featurize.pipeline import featurize
     from featurize.progress import progress_bar
     from featurize.project import open_source_of
-    from featurize.splits import make_splits
+    from featurize.splits import write_splits
     from fusion.config import load_config
     from fusion.fit import fit
     from fusion.table import result_lines
@@ -66,12 +66,12 @@ def demo_command(folder: Path, songs: int, seed: int, workers: int | None) -> No
     for problem in found.problems:
         click.echo(str(problem))
     store_path = folder / "features.zarr"
-    store, _ = write_store(found, store_path, replace=_holds_other_segments(store_path, found.segments["id"]))
+    store, _ = write_store(found, store_path, replace=is_new)
+    made_by.write_text(recipe, "utf-8")  # from here on a second run goes on with what is there
     shares = ", ".join(f"{modality} {there.mean():.0%}" for modality, there in found.presence.items())
     say(f"Ingested: {shares} of the segments; labels {', '.join(found.labels)}")
     if config.split.name not in store.splits():
-        for split in make_splits(store.groups, store.label("mood"), config.split):
-            store.write_split(split)
+        write_splits(store, config.split, list(config.model.targets))
     for encoder in ENCODERS:
         with progress_bar(encoder, "segments") as progress:
             done = featurize(
@@ -94,15 +94,3 @@ def demo_command(folder: Path, songs: int, seed: int, workers: int | None) -> No
     click.echo()
     say(f"Report: {(run.folder / 'report.html').resolve()}")
     click.echo(f"Go on with: cd {folder} && cli fit --fusion gated")
-
-
-def _holds_other_segments(store_path: Path, ids: object) -> bool:
-    """A demo of another size or seed stands there: it is the demo's own, and made anew."""
-    import numpy as np
-
-    from stores import StoreError, open_store
-
-    try:
-        return not np.array_equal(open_store(store_path).ids, np.asarray(ids))
-    except StoreError:
-        return False

@@ -23,7 +23,7 @@ from fusion.metrics import headline_metric, score
 from fusion.modules import FUSIONS
 from fusion.runs import check_name, environment, free_name, new_run, write_config, write_json, write_model, write_table
 from fusion.targets import Target, load_targets
-from fusion.train import Trained, infer, train
+from fusion.train import Trained, train
 from stores.store import Part, Split, Store
 
 METRICS_FORMAT = 1
@@ -157,8 +157,7 @@ class _Job:
             data, self._targets, rows["train"], rows["val"], self._config.model.fusion, self._config.training, seed
         )
         for part, part_rows in rows.items():
-            logits, weights = infer(trained.model, data, part_rows)
-            outputs = [target.predict(out) for target, out in zip(trained.targets, logits, strict=True)]
+            outputs, weights = trained.predict(data, part_rows)
             self.results[model][part].add(seed, number, part_rows, outputs)
             if model == FUSION and part == "test" and weights is not None:
                 self.weights[seed, number] = weights.numpy()
@@ -173,8 +172,7 @@ class _Job:
     def _predict_patterns(self, trained: Trained, number: int, test_rows: np.ndarray, seed: int) -> None:
         for pattern in patterns(self._data.slots):
             kept, shown = pattern_rows(self._data, test_rows, pattern)
-            logits, _ = infer(trained.model, self._data, kept, shown)
-            outputs = [target.predict(out) for target, out in zip(trained.targets, logits, strict=True)]
+            outputs, _ = trained.predict(self._data, kept, shown)
             self.results[FUSION]["pattern/" + "+".join(pattern)].add(seed, number, kept, outputs)
 
     def _predict_baselines(self, number: int, rows: dict[str, np.ndarray]) -> None:
@@ -199,12 +197,11 @@ class _Job:
         for index, target in enumerate(self._targets):
             output = baselines.linear(inputs, target, rows["train"], rows["val"], np.arange(len(inputs)))
             metric = headline_metric(target.kind, target.metric)
-            sign = 1 if metric.higher_is_better else -1
             known = target.known.numpy()[rows["val"]]
             truth = target.truth.numpy()[rows["val"][known]]
             linear = score(metric, truth, output[rows["val"][known]])
             trained = [score(metric, truth, by[number][index][known]) for by in model["val"].outputs.values()]
-            if sign * linear > sign * np.mean(trained):
+            if metric.sign * linear > metric.sign * np.mean(trained):
                 for part, part_rows in rows.items():
                     model[part].replace(number, index, output[part_rows])
 

@@ -33,6 +33,11 @@ class Metric:
     statistics: Callable[[np.ndarray, np.ndarray], Statistics]
     value: Callable[[np.ndarray], np.ndarray]
 
+    @property
+    def sign(self) -> int:
+        """Times a value, it is the higher the better."""
+        return 1 if self.higher_is_better else -1
+
 
 def _ratio(sums: np.ndarray) -> np.ndarray:
     """Statistics (numerator, count)."""

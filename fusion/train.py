@@ -36,6 +36,13 @@ class Trained:
     best_epoch: int
     history: list[dict[str, Any]] = field(default_factory=list)
 
+    def predict(
+        self, data: SegmentData, rows: np.ndarray, present: Tensor | None = None
+    ) -> tuple[list[np.ndarray], Tensor | None]:
+        """`infer`, with each target's logits in the target's own terms, float64 (n, K)."""
+        logits, weights = infer(self.model, data, rows, present)
+        return [target.predict(out) for target, out in zip(self.targets, logits, strict=True)], weights
+
 
 def train(
     data: SegmentData,

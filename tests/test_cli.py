@@ -119,6 +119,21 @@ def test_folds_are_pooled(features, run_cli):
     assert any("text/lsa" in note for note in metrics["notes"])  # fitted on another split: said, not hidden
 
 
+def test_fewer_folds_leave_none_of_the_old_behind(features, run_cli):
+    run_cli("split", "--folds", "5", "--name", "cv")
+    assert "cv.0 exists and is frozen" in run_cli("split", "--folds", "3", "--name", "cv", code=2).output
+    assert "cv.0 exists and is frozen" in run_cli("split", "--name", "cv", code=2).output
+    run_cli("split", "--folds", "3", "--name", "cv", "--replace")
+    assert open_store("features.zarr").splits() == ["cv.0", "cv.1", "cv.2", "default"]
+
+
+def test_a_mistake_with_replace_does_not_cost_the_old_feature(features, run_cli):
+    before = open_store("features.zarr")["text/lsa"].vectors()
+    run_cli("featurize", "--encoder", "lsa", "--replace", "--split", "nope", code=2)
+    np.testing.assert_array_equal(open_store("features.zarr")["text/lsa"].vectors(), before)
+    assert ", 0 unchanged" in run_cli("featurize", "--encoder", "lsa", "--replace").output
+
+
 def test_a_random_split_says_that_it_leaks_in_the_table(features, run_cli):
     assert "LEAK" in run_cli("split", "--name", "leaky", "--method", "random").output
     result = run_cli("fit", "--split", "leaky", "--no-baselines", *FAST)

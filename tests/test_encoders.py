@@ -49,32 +49,31 @@ class TestLSAContract(EncoderContract):
         return lyrics[:8]
 
 
-class TestMelStatsContract(EncoderContract):
+class WeightlessContract(EncoderContract):
+    """For encoders without weights: the same whenever they are built."""
+
+    name: str
+    modality: str
+
     @pytest.fixture
     def encoder(self):
-        return build_encoder("mel_stats")
+        return build_encoder(self.name)
 
     @pytest.fixture
     def new_encoder(self):
-        return lambda: build_encoder("mel_stats")
+        return lambda: build_encoder(self.name)
 
     @pytest.fixture
     def raws(self, demo_data):
-        return demo_raws(demo_data, "audio")
+        return demo_raws(demo_data, self.modality)
 
 
-class TestMIDIStatsContract(EncoderContract):
-    @pytest.fixture
-    def encoder(self):
-        return build_encoder("midi_stats")
+class TestMelStatsContract(WeightlessContract):
+    name, modality = "mel_stats", "audio"
 
-    @pytest.fixture
-    def new_encoder(self):
-        return lambda: build_encoder("midi_stats")
 
-    @pytest.fixture
-    def raws(self, demo_data):
-        return demo_raws(demo_data, "midi")
+class TestMIDIStatsContract(WeightlessContract):
+    name, modality = "midi_stats", "midi"
 
 
 def test_every_encoder_is_under_contract():
