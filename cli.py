@@ -18,6 +18,8 @@ COMMANDS = {  # in the order of the work
     "inspect": ("stores.commands:inspect_command", "Show what a store holds."),
     "verify": ("stores.commands:verify_command", "Read every chunk back against its checksum."),
     "split": ("featurize.commands:split_command", "Deal segments to train, val and test by group."),
+    "align": ("featurize.align_command:align_command", "Compare the times of audio and MIDI."),
+    "train-encoder": ("fusion.commands:train_encoder_command", "Train an encoder that has no weights yet."),
     "featurize": ("featurize.commands:featurize_command", "Run one encoder over all segments."),
     "fit": ("fusion.commands:fit_command", "Train a fusion head on stored features, with baselines."),
     "report": ("fusion.commands:report_command", "Write a run's report.html anew."),

@@ -103,8 +103,19 @@ def split_command(project: Project, replace: bool, **options: Any) -> None:
 @click.option("--option", "option_pairs", multiple=True, metavar="KEY=VALUE", help="An option of the encoder.")
 @click.option("--split", "split_name", help="The split whose training part an encoder is fitted on.")
 @click.option("--workers", type=click.IntRange(0), default=None, help="Processes that prepare. [default: all cores]")
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), help="At most so many rows in a batch.")
+@click.option("--batch-budget", type=click.IntRange(1), help="Tokens or samples in a batch. [default: the encoder's]")
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True, help="Where."
+)
+@click.option(
+    "--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True, help="Of the forward pass."
+)
+@click.option("--frames", type=click.IntRange(0, 65535), default=0, help="Keep up to so many frames a segment, too.")
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True)
+@click.option(
+    "--audit", "audit_rows", type=click.IntRange(0), default=0, help="Encode so many rows again, and compare."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def featurize_command(
     project: Project,
@@ -133,18 +144,20 @@ def featurize_command(
         return
     if encoder_name is None:
         raise click.UsageError(f"Name one: --encoder {' | '.join(ENCODERS)}")
-    from featurize.pipeline import featurize
+    from featurize.encoder_options import check_sample_rate, configured_options
+    from featurize.pipeline import featurize, open_encoder
     from featurize.progress import progress_bar
 
     store = project.open_store()
-    options = {**_configured_options(project, encoder_name), **_parsed(option_pairs)}
+    options = {**configured_options(project.config, encoder_name), **parse_options(option_pairs)}
+    encoder = open_encoder(encoder_name, options, trained=project.trained_encoders)
+    check_sample_rate(project.config, encoder)
     try:
         with progress_bar(encoder_name, "segments") as progress:
             done = featurize(
                 store,
                 project.open_source(store),
-                encoder_name,
-                options,
+                encoder,
                 save_as=save_as,
                 split_name=split_name or project.config.split.name,
                 workers=os.cpu_count() or 1 if workers is None else workers,
@@ -156,8 +169,10 @@ def featurize_command(
         raise SystemExit(130) from None
     if as_json:
         facts = {key: value for key, value in vars(done.extraction).items() if key != "new_failures"}
-        click.echo(json.dumps({"feature": done.feature.name, "width": done.feature.width, **facts}, indent=2))
-        return
+        audited = vars(done.audit) if done.audit else None
+        shown = {"feature": done.feature.name, "width": done.feature.width, **facts, "audit": audited}
+        click.echo(json.dumps(shown, indent=2))
+        raise SystemExit(0 if done.audit is None or done.audit.passed else 1)
     e = done.extraction
     if done.fitted_on:
         click.echo(f"Fitted {encoder_name} on the training part of split {done.fitted_on}.")
@@ -172,6 +187,8 @@ def featurize_command(
     _show_failures(store.ids, e.new_failures)
     if done.new_rows:
         click.echo(f"  {done.new_rows:,} segments of the data are not in the store; `cli ingest` adds them.")
+    if done.audit is not None:
+        _show_audit(done.audit)
 
 
 def _first_split(project: Project, store: Any, say: Any) -> str | None:
@@ -218,15 +235,8 @@ def _make_splits(project: Project, store: Any, given: dict[str, Any], replace: b
     return lines
 
 
-def _configured_options(project: Project, encoder_name: str) -> dict[str, Any]:
-    """Options from the configuration section whose type is this encoder."""
-    from featurize.encoders import encoder_class
-
-    section = project.config.model.encoder_for(encoder_class(encoder_name).modality)
-    return dict(section.options) if section is not None and section.type == encoder_name else {}
-
-
-def _parsed(pairs: tuple[str, ...]) -> dict[str, Any]:
+def parse_options(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """`--option key=value` pairs, values as YAML reads them."""
     import yaml
 
     options = {}
@@ -245,6 +255,16 @@ def _show_failures(ids: Any, failures: list[tuple[int, str]]) -> None:
         click.echo(f"  failed {count:,}: {reason} (e.g. {', '.join(examples)})")
     if len(counts) > 5:
         click.echo(f"  and {len(counts) - 5:,} other reasons; `cli inspect --json` lists them.")
+
+
+def _show_audit(audit: Any) -> None:
+    passed_over = f" ({audit.changed:,} passed over: input changed or gone)" if audit.changed else ""
+    click.echo(f"Audit of {audit.rows:,} rows{passed_over}, largest deviation relative to the vector's largest number:")
+    click.echo(f"  alone against other batches and order: {audit.batches:.1e} (allowed {audit.tolerance:g})")
+    click.echo(f"  stored against alone: {audit.stored:.1e} (storing rounds by up to {audit.rounding:.1e})")
+    if not audit.passed:
+        click.echo("The store does not hold what this encoder says. Write the feature anew with --replace.", err=True)
+        raise SystemExit(1)
 
 
 WRITTEN = {

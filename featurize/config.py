@@ -9,10 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Layout = Literal["auto", "folder", "split_parquet"]
 Scope = Literal["song", "segment"]
+TimecodeRate = Literal["23.976", "24", "25", "29.97", "29.97 drop", "30"]
 TargetKind = Literal["categorical", "multi_label", "regression", "soft_distribution"]
 
 # What a role's column is called where the configuration does not say; roles that only one layout knows stand there.
@@ -84,7 +85,15 @@ class DataConfig(Section):
         None, description="Whether an audio file or blob is the whole song (cut by the times) or the segment already."
     )
     midi_is: Scope | None = Field(None, description="The same for MIDI.")
+    timecode_rate: TimecodeRate | None = Field(
+        None, description="Frames per second, where times are SMPTE timecodes: 24, 25, 29.97, 29.97 drop, 30, 23.976."
+    )
     allow_outside_root: bool = Field(False, description="Accept media paths that leave the data folder.")
+
+    @field_validator("timecode_rate", mode="before")
+    @classmethod
+    def _rate_by_name(cls, rate: Any) -> Any:
+        return f"{rate:g}" if isinstance(rate, int | float) else rate
 
 
 class SplitConfig(Section):
@@ -146,7 +155,9 @@ class MIDIEncoderConfig(EncoderConfig):
 class AudioPreprocessing(Section):
     sample_rate: int | None = Field(None, gt=0, description="Hz; the encoder's own where null.")
     duration: float | None = Field(None, gt=0, description="Seconds; the segment's own where null.")
-    augmentations: list[str] = Field(default_factory=list)
+    augmentations: list[str] = Field(
+        ["time_stretch", "pitch_shift", "noise"], description="In training only; [] for none."
+    )
 
 
 class MIDIPreprocessing(Section):

@@ -2,25 +2,27 @@
 
 For every row of a chunk: read the raw input, hash it, and decide. Unchanged since it was encoded: leave it. Equal to an
 input that was encoded already: copy its vector. Otherwise prepare and encode it. Finished rows are written at the end
-of their chunk, and every `SAVE_EVERY_SECONDS` between two batches, statuses last. So whatever is killed, the next run
-takes up where the last write ended, forms the same batches from there, and ends with the same bytes.
+of their chunk, and every `SAVE_EVERY_SECONDS` between two batches, statuses last. Batches are formed within blocks of
+rows whose borders never move. So whatever is killed, the next run takes up where the last write ended, forms the same
+batches from there, and ends with the same bytes.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from featurize.encoders.base import Encoder
+from featurize.encode import Row, batches, encode
+from featurize.encoders.base import Encoder, Item
 from featurize.segments import DIGEST_BYTES, Raw, UnreadableInput
 from featurize.workers import Failure, Preparer
-from stores.errors import TriadError
-from stores.store import Feature, Status
+from stores.feature import Feature, Status
 
 NO_HASH = bytes(DIGEST_BYTES)
 SAVE_EVERY_SECONDS = 10.0  # at most this much work is lost; a write costs milliseconds
@@ -54,34 +56,32 @@ def extract(
     source: RawSource,
     *,
     workers: int = 0,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     retry_failed: bool = False,
     save_every_seconds: float = SAVE_EVERY_SECONDS,
     progress: Progress | None = None,
 ) -> Extraction:
-    """Bring `feature` up to date with `source`. Rows that cannot be encoded are failed with a reason, never fatal."""
+    """Bring `feature` up to date with `source`. Rows that cannot be encoded are failed with a reason, never fatal.
+
+    A batch holds at most `batch_size` rows, and the encoder's `batch_budget` of what it counts (`Encoder.cost`).
+    """
     started = saved = time.monotonic()
     done = Extraction()
     encoder.eval()
+    most = batch_size or feature.n_segments
     memory = _Memory(feature)
-    with Preparer(encoder, workers if encoder.heavy_preparation else 0) as preparer:
+    workers = workers if encoder.heavy_preparation else 0
+    with Preparer(encoder.without_weights() if workers else encoder, workers) as preparer:
         for chunk in feature.chunks():
             work = _ChunkWork(feature, chunk, memory, retry_failed)
-            batch: list[tuple[int, Any]] = []
+            prepared = preparer.run(work.jobs(source, lambda row: _report(progress, row, feature)))
             try:
-                for row, item in preparer.run(work.jobs(source, lambda row: _report(progress, row, feature))):
-                    if item is None or isinstance(item, Failure):
-                        work.settle(row, item)
-                        continue
-                    batch.append((row, item))
-                    if len(batch) == batch_size:
-                        work.settle_batch(batch, _encode(encoder, batch))
-                        batch = []
+                for _, block in groupby(prepared, key=lambda job: job[0] // encoder.sort_rows):
+                    for batch in batches(work.settle_empty(block), encoder, most):
+                        work.settle_batch(batch, _encode(encoder, batch, feature.max_frames))
                         if time.monotonic() - saved >= save_every_seconds:
                             work.write()
                             saved = time.monotonic()
-                if batch:
-                    work.settle_batch(batch, _encode(encoder, batch))
             finally:  # also when interrupted: what is settled is worth keeping, and the rest is still pending
                 work.write()
             work.count(done)
@@ -96,24 +96,23 @@ def extract(
 
 
 class _Memory:
-    """Which row holds the vector of which input, over the whole feature; and those vectors."""
+    """Which row holds the encoding of which input, over the whole feature; and what it is."""
 
     def __init__(self, feature: Feature):
         self._feature = feature
         hashes = feature.input_hashes()
         self._row_of = {hashes[row].tobytes(): int(row) for row in np.flatnonzero(feature.present)[::-1]}
-        self._cached: tuple[range, np.ndarray] | None = None
+        self._cached: tuple[range, list[Row]] | None = None
 
-    def vector(self, digest: bytes) -> np.ndarray | None:
+    def find(self, digest: bytes) -> Row | None:
         row = self._row_of.get(digest)
         if row is None:
             return None
         if self._cached is None or row not in self._cached[0]:
             start = row // self._feature.chunk_rows * self._feature.chunk_rows
             chunk = range(start, min(start + self._feature.chunk_rows, self._feature.n_segments))
-            self._cached = (chunk, self._feature.vectors(chunk))
-        vector: np.ndarray = self._cached[1][row - self._cached[0].start]
-        return vector
+            self._cached = (chunk, self._read(chunk))
+        return self._cached[1][row - self._cached[0].start]
 
     def wrote(self, chunk: range, old: np.ndarray, new: np.ndarray, present: np.ndarray) -> None:
         """Hashes (n, 16) of a chunk before and after, and which of its rows are present now."""
@@ -124,6 +123,13 @@ class _Memory:
             if here:
                 self._row_of.setdefault(after.tobytes(), row)
         self._cached = None
+
+    def _read(self, chunk: range) -> list[Row]:
+        vectors = self._feature.vectors(chunk)
+        if not self._feature.has_frames:
+            return [Row(vector) for vector in vectors]
+        frames, counts = self._feature.frames(chunk), self._feature.n_frames(chunk)
+        return [Row(v, f, n) for v, f, n in zip(vectors, frames, counts.tolist(), strict=True)]
 
 
 class _ChunkWork:
@@ -137,10 +143,12 @@ class _ChunkWork:
         self._status = feature.status(chunk)
         self._hashes = feature.input_hashes(chunk)
         self._failures = feature.failures(chunk)
-        self._results: dict[int, tuple[Status, np.ndarray | None, str]] = {}
+        self._results: dict[int, tuple[Status, Row | None, str]] = {}
         self._digests: dict[int, bytes] = {}
         self._twins: dict[int, int] = {}  # row -> the earlier row of this chunk with the same input
         self._written: set[int] = set()
+        n_frames, width = feature.max_frames, feature.width
+        self._nothing = Row(np.zeros(width, np.float32), np.zeros((n_frames, width), np.float32) if n_frames else None)
         self._copied = 0
         self._encoded = 0
 
@@ -163,25 +171,35 @@ class _ChunkWork:
                 continue
             elif digest in first_with:
                 self._twins[row] = first_with[digest]
-            elif (vector := self._memory.vector(digest)) is not None:
-                self._results[row] = (Status.PRESENT, vector, "")
+            elif (known := self._memory.find(digest)) is not None:
+                self._results[row] = (Status.PRESENT, known, "")
                 self._copied += 1
             else:
                 first_with[digest] = row
                 yield row, raw
 
-    def settle(self, row: int, outcome: np.ndarray | Failure | None) -> None:
-        """What became of a row: absent, failed, or its vector (D,)."""
+    def settle_empty(self, prepared: Iterable[tuple[int, Any]]) -> list[tuple[int, Item]]:
+        """Settle the rows whose preparation found nothing, or failed; the others are returned, ready to be encoded."""
+        ready = []
+        for row, item in prepared:
+            if item is None or isinstance(item, Failure):
+                self.settle(row, item)
+            else:
+                ready.append((row, item))
+        return ready
+
+    def settle(self, row: int, outcome: Row | Failure | None) -> None:
+        """What became of a row: absent, failed, or encoded."""
         if outcome is None:
             self._results[row] = (Status.ABSENT, None, "")
         elif isinstance(outcome, Failure):
             self._results[row] = (Status.FAILED, None, outcome.reason)
-        elif not np.isfinite(outcome).all():
+        elif not np.isfinite(outcome.vector).all() or not (outcome.frames is None or np.isfinite(outcome.frames).all()):
             self._results[row] = (Status.FAILED, None, "the encoder returned NaN or infinity")
         else:
             self._results[row] = (Status.PRESENT, outcome, "")
 
-    def settle_batch(self, batch: list[tuple[int, Any]], outcomes: list[np.ndarray | Failure]) -> None:
+    def settle_batch(self, batch: list[tuple[int, Item]], outcomes: list[Row | Failure]) -> None:
         self._encoded += len(batch)
         for (row, _), outcome in zip(batch, outcomes, strict=True):
             self.settle(row, outcome)
@@ -195,13 +213,19 @@ class _ChunkWork:
         if not rows:
             return
         self._written.update(rows)
-        zero = np.zeros(self._feature.width, np.float32)
         before = self._hashes.copy()
-        vectors = [vector if (vector := self._results[row][1]) is not None else zero for row in rows]
+        encoded = [self._results[row][1] or self._nothing for row in rows]
         hashes = np.frombuffer(b"".join(self._digests[row] for row in rows), np.uint8).reshape(-1, DIGEST_BYTES)
         status = np.array([self._results[row][0] for row in rows], np.uint8)
         self._feature.write_chunk(
-            self._chunk, np.array(rows), np.stack(vectors), status, hashes, [self._results[row][2] for row in rows]
+            self._chunk,
+            np.array(rows),
+            np.stack([row.vector for row in encoded]),
+            status,
+            hashes,
+            [self._results[row][2] for row in rows],
+            np.stack([row.frames for row in encoded if row.frames is not None]) if self._feature.has_frames else None,
+            np.array([row.n_frames for row in encoded]) if self._feature.has_frames else None,
         )
         at = np.array(rows) - self._chunk.start
         self._hashes[at] = hashes
@@ -235,18 +259,20 @@ class _ChunkWork:
         )
 
 
-def _encode(encoder: Encoder, batch: list[tuple[int, Any]]) -> list[np.ndarray | Failure]:
-    """Vectors float32 (D,), one for each item; an item that the encoder cannot take fails alone."""
+def _encode(encoder: Encoder, batch: list[tuple[int, Item]], n_frames: int) -> list[Row | Failure]:
+    """One outcome for each item; an item that the encoder cannot take, or that memory cannot hold, fails alone."""
     try:
-        with torch.inference_mode():
-            pooled = encoder(encoder.collate([item for _, item in batch])).pooled
-        return list(pooled.float().cpu().numpy())
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise TriadError(f"Out of memory with {len(batch)} rows at once. Try a smaller --batch-size.") from error
+        return list(encode(encoder, [item for _, item in batch], n_frames))
+    except (torch.OutOfMemoryError, MemoryError):
+        if len(batch) == 1:
+            return [Failure("out of memory with this row alone")]
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
     except Exception as error:
         if len(batch) == 1:
             return [Failure(f"{type(error).__name__}: {error}".splitlines()[0])]
-        return [outcome for single in batch for outcome in _encode(encoder, [single])]
+    half = len(batch) // 2
+    return _encode(encoder, batch[:half], n_frames) + _encode(encoder, batch[half:], n_frames)
 
 
 def _report(progress: Progress | None, row: int, feature: Feature) -> None:

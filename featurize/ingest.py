@@ -30,6 +30,7 @@ from stores.zarr_store import new_zarr_tree
 
 EXAMPLES = 3
 SPANS_LOOKED_AT = 50  # audio files whose length is compared with the segment's times
+TIMES = "Times are seconds (12.5), LRC stamps ([00:12.50]), or SMPTE timecodes with --set data.timecode_rate=25."
 SPAN_TOLERANCE_SECONDS = 0.5  # encoders pad and cut their files by some milliseconds
 
 
@@ -149,6 +150,7 @@ def describe_source(source: Source, store_path: Path) -> dict[str, Any]:
         "audio_is": source.scopes["audio"],
         "midi_is": source.scopes["midi"],
         "allow_outside_root": source.allow_outside_root,
+        "timecode_rate": source.timecode_rate,
     }
 
 
@@ -191,7 +193,7 @@ def _check_groups(found: Ingest) -> None:
 def _check_times(found: Ingest) -> None:
     source = found.source
     unreadable = sorted({*source.unreadable_starts, *source.unreadable_ends})
-    _problem(found, Severity.ERROR, "time that is no number", unreadable, "Times are seconds, such as 12.5.")
+    _problem(found, Severity.ERROR, "time that is no number", unreadable, TIMES)
     backwards = source.end_seconds <= source.start_seconds
     negative = source.start_seconds < 0
     rows = np.flatnonzero(backwards | negative).tolist()

@@ -5,18 +5,23 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featurize.encoders import build_encoder
+from featurize.audit import Audit, audit
+from featurize.encode import set_up
+from featurize.encoders import build_encoder, encoder_class
 from featurize.encoders.base import Encoder
-from featurize.errors import SourceError
+from featurize.errors import ConfigError, SourceError
 from featurize.extract import Extraction, Progress, extract
 from featurize.project import StoreRows
 from featurize.segments import UnreadableInput
 from featurize.sources import Source
-from stores.store import Feature, Part, Split, Store
+from featurize.trained import load_trained
+from stores.feature import Feature
+from stores.store import Part, Split, Store
 
 
 @dataclass(frozen=True)
@@ -25,30 +30,40 @@ class Featurized:
     extraction: Extraction
     fitted_on: str | None  # the split, where the encoder was fitted in this run
     new_rows: int  # segments of the source that the store does not know
+    audit: Audit | None
 
 
 def featurize(
     store: Store,
     source: Source,
-    encoder_name: str,
-    options: Mapping[str, Any] | None = None,
+    encoder: Encoder,
     *,
     save_as: str | None = None,
     replace: bool = False,
     split_name: str = "default",
     workers: int = 0,
-    batch_size: int = 32,
+    batch_size: int | None = None,
+    batch_budget: int | None = None,
     dtype: str = "float16",
+    frames: int = 0,
+    device: str = "auto",
+    precision: str = "fp32",
     retry_failed: bool = False,
+    audit_rows: int = 0,
     progress: Progress | None = None,
 ) -> Featurized:
     """Encode every segment that is not encoded yet, or whose input changed, into `<modality>/<save_as or encoder>`.
 
+    frames: keep up to so many time-pooled frames a segment beside its vector. audit_rows: encode so many again.
     Raises `RecordMismatch` where another encoder wrote the feature and `replace` is false, `SourceError` where the
-    raw data is gone or an encoder cannot be fitted.
+    raw data is gone or an encoder cannot be fitted, `ConfigError` where it cannot do what is asked.
     """
-    encoder = build_encoder(encoder_name, options)
-    name = f"{encoder.modality}/{save_as or encoder_name}"
+    set_up(encoder, device, precision)
+    if batch_budget is not None:
+        encoder.batch_budget = batch_budget
+    if frames and not encoder.has_frames:
+        raise ConfigError(f"Encoder {encoder.name} has no frames; leave --frames away.")
+    name = f"{encoder.modality}/{save_as or encoder.name}"
     rows = StoreRows(store, source, encoder.modality)
     store.tree.remove_leftovers()
     fitted_on = None
@@ -66,7 +81,11 @@ def featurize(
         encoder.record.to_dict(),
         dtype=np.dtype(dtype),
         state=encoder.state_arrays() if encoder.must_fit else None,
+        frames=frames,
     )
+    if frames and feature.max_frames != frames:
+        has = f"up to {feature.max_frames} frames a row" if feature.has_frames else "no frames"
+        raise ConfigError(f"{name} was written with {has}, not {frames}. Keep both with --as NAME, or pass --replace.")
     extraction = extract(
         feature,
         encoder,
@@ -76,7 +95,17 @@ def featurize(
         retry_failed=retry_failed,
         progress=progress,
     )
-    return Featurized(feature, extraction, fitted_on, rows.n_new)
+    found = audit(feature, encoder, rows, audit_rows) if audit_rows else None
+    return Featurized(feature, extraction, fitted_on, rows.n_new, found)
+
+
+def open_encoder(name: str, options: Mapping[str, Any] | None = None, *, trained: Path = Path("encoders")) -> Encoder:
+    """The encoder `name`, ready but for fitting. One that must be trained is taken from `pretrained_model`, a folder,
+    or from `trained/name`, where `cli train-encoder` leaves it."""
+    options = dict(options or {})
+    if not encoder_class(name).must_train:
+        return build_encoder(name, options)
+    return load_trained(Path(options.pop("pretrained_model", trained / name)), name, options)
 
 
 def ids_sha256(ids: np.ndarray) -> str:

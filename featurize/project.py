@@ -10,9 +10,10 @@ from typing import Any
 
 import click
 
+from featurize.alignment import Correction
 from featurize.config import ColumnsConfig, DataConfig, FeaturizeConfig
 from featurize.errors import SourceError
-from featurize.segments import Raw
+from featurize.segments import Raw, RawMidi
 from featurize.sources import Source, open_source
 from stores import open_store
 from stores.commands import store_option
@@ -25,6 +26,11 @@ class Project:
 
     config: Any
     store_path: Path
+
+    @property
+    def trained_encoders(self) -> Path:
+        """Where `cli train-encoder` leaves its encoders: beside the store."""
+        return self.store_path.parent / "encoders"
 
     def open_store(self) -> Store:
         return open_store(self.store_path)
@@ -66,9 +72,12 @@ def project_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class StoreRows:
-    """Raw inputs of one modality by row of the store, whatever the order of the source's table."""
+    """Raw inputs of one modality by row of the store, whatever the order of the source's table.
 
-    def __init__(self, store: Store, source: Source, modality: str):
+    MIDI is shifted or left out as `cli align` was told to; `as_stated` takes it as the data has it.
+    """
+
+    def __init__(self, store: Store, source: Source, modality: str, *, as_stated: bool = False):
         row_of = {segment_id: row for row, segment_id in enumerate(source.ids)}
         missing = [segment_id for segment_id in store.ids.tolist() if segment_id not in row_of]
         if missing:
@@ -80,9 +89,13 @@ class StoreRows:
         self._source = source
         self._modality = modality
         self.n_new = len(source) - len(self._rows)
+        self._correction = None if as_stated or modality != "midi" else Correction.of(store)
 
     def raw(self, row: int) -> Raw | None:
-        return self._source.raw(self._rows[row], self._modality)
+        raw = self._source.raw(self._rows[row], self._modality)
+        if self._correction is not None and isinstance(raw, RawMidi):
+            return self._correction.apply(row, raw)
+        return raw
 
 
 def open_source_of(store: Store, store_path: Path, config: FeaturizeConfig) -> Source:
@@ -99,5 +112,6 @@ def open_source_of(store: Store, store_path: Path, config: FeaturizeConfig) -> S
         audio_is=facts["audio_is"],
         midi_is=facts["midi_is"],
         allow_outside_root=facts["allow_outside_root"],
+        timecode_rate=facts.get("timecode_rate"),
     )
     return open_source(path, data)

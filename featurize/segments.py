@@ -52,16 +52,21 @@ class RawAudio:
 
 @dataclass(frozen=True)
 class RawMidi:
-    """A Standard MIDI File, on disk (`path`) or as bytes (`data`)."""
+    """A Standard MIDI File, on disk (`path`) or as bytes (`data`).
+
+    shift_seconds: added to the file's times before the segment is cut; `cli align` measures it.
+    """
 
     path: Path | None = None
     data: bytes | None = None
     start_seconds: float | None = None
     end_seconds: float | None = None
+    shift_seconds: float = 0.0
 
     def digest(self) -> bytes:
         content = _file_digest(self.path) if self.path is not None else _digest(self.data or b"")
-        return _digest(b"midi", _pack_span(self.start_seconds, self.end_seconds), content)
+        shift = [struct.pack("<d", self.shift_seconds)] if self.shift_seconds else []
+        return _digest(b"midi", _pack_span(self.start_seconds, self.end_seconds), content, *shift)
 
     def read_bytes(self) -> bytes:
         """The file's bytes. Raises `UnreadableInput` where the file is gone or may not be read."""

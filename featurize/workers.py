@@ -12,12 +12,11 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, TimeoutError
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from pebble import ProcessExpired, ProcessPool
 
-from featurize.encoders.base import Encoder
-from featurize.segments import Raw, UnreadableInput
+from featurize.segments import UnreadableInput
 
 TIMEOUT_SECONDS = 300.0  # two hours of audio decode in under one minute on one slow core
 AHEAD = 8  # prepared rows per worker that may wait for the model
@@ -28,10 +27,16 @@ class Failure:
     reason: str
 
 
+class Prepares(Protocol):
+    """What travels to the worker processes: an encoder without weights, or the like. Picklable."""
+
+    def prepare(self, raw: Any) -> Any: ...
+
+
 class Preparer:
     """Runs `encoder.prepare` over rows; `workers=0` does it in this process."""
 
-    def __init__(self, encoder: Encoder, workers: int, timeout_seconds: float = TIMEOUT_SECONDS):
+    def __init__(self, encoder: Prepares, workers: int, timeout_seconds: float = TIMEOUT_SECONDS):
         self._encoder = encoder
         self._workers = workers
         self._timeout_seconds = timeout_seconds
@@ -47,7 +52,7 @@ class Preparer:
             self._pool.stop()
             self._pool.join()
 
-    def run(self, jobs: Iterable[tuple[int, Raw]]) -> Iterator[tuple[int, Any]]:
+    def run(self, jobs: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
         """For each (row, raw) in order: (row, item), with `None` for absent and `Failure` for failed."""
         if not self._workers:
             for row, raw in jobs:
@@ -61,10 +66,13 @@ class Preparer:
         while waiting:
             yield self._finish(*waiting.popleft())
 
-    def _start(self, raw: Raw) -> Future[Any]:
+    def _start(self, raw: Any) -> Future[Any]:
         if self._pool is None:  # not before there is work: starting costs seconds
             self._pool = ProcessPool(
-                self._workers, context=_process_context(), initializer=_adopt_encoder, initargs=(self._encoder,)
+                self._workers,
+                context=_process_context(),
+                initializer=_adopt_encoder,
+                initargs=(self._encoder,),
             )
         future: Future[Any] = self._pool.schedule(_prepare_in_worker, args=(raw,), timeout=self._timeout_seconds)
         return future
@@ -78,7 +86,7 @@ class Preparer:
             return row, Failure(f"the decoder died (exit code {error.exitcode})")
 
 
-def prepare_safely(encoder: Encoder, raw: Raw) -> Any:
+def prepare_safely(encoder: Prepares, raw: Any) -> Any:
     """`encoder.prepare(raw)`, with a `Failure` in place of an exception."""
     try:
         return encoder.prepare(raw)
@@ -90,10 +98,10 @@ def prepare_safely(encoder: Encoder, raw: Raw) -> Any:
         return Failure(f"{type(error).__name__}: {error}".splitlines()[0])
 
 
-_encoder: Encoder  # of this worker process
+_encoder: Prepares  # of this worker process
 
 
-def _adopt_encoder(encoder: Encoder) -> None:
+def _adopt_encoder(encoder: Prepares) -> None:
     global _encoder
     _encoder = encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
@@ -102,7 +110,7 @@ def _adopt_encoder(encoder: Encoder) -> None:
     torch.set_num_threads(1)  # parallelism is across rows
 
 
-def _prepare_in_worker(raw: Raw) -> Any:
+def _prepare_in_worker(raw: Any) -> Any:
     return prepare_safely(_encoder, raw)
 
 

@@ -1,8 +1,11 @@
-"""`cli fit`, `cli report` and `cli config`: from features to a result."""
+"""`cli train-encoder`, `cli fit`, `cli report` and `cli config`: from segments or features to a result."""
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,79 @@ import click
 from featurize.project import Project, project_options
 
 FEW_GROUPS = 30  # below this a bootstrap over groups is rough
+
+
+@click.command("train-encoder")
+@click.option("--encoder", "encoder_name", required=True, help="Which encoder, e.g. mel_cnn.")
+@project_options
+@click.option("--target", "target_names", multiple=True, metavar="LABEL[:KIND]", help="What to predict; repeatable.")
+@click.option("--split", "split_name", help="The split whose training part it learns from. [default: split.name]")
+@click.option("--option", "option_pairs", multiple=True, metavar="KEY=VALUE", help="An option of the encoder.")
+@click.option("--name", help="Folder in encoders/ beside the store. [default: the encoder's name]")
+@click.option("--workers", type=click.IntRange(0), help="Processes that prepare. [default: all cores]")
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True, help="Where."
+)
+@click.option(
+    "--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True, help="Of the forward pass."
+)
+@click.option("--overwrite", is_flag=True, help="Replace a trained encoder of the same name.")
+@click.option("--json", "as_json", is_flag=True, help="Print metrics.json.")
+def train_encoder_command(
+    project: Project,
+    encoder_name: str,
+    target_names: tuple[str, ...],
+    split_name: str | None,
+    option_pairs: tuple[str, ...],
+    name: str | None,
+    workers: int | None,
+    device: str,
+    precision: str,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Train an encoder on the raw segments of a split's training part, and leave it for `cli featurize`.
+
+    Augmentation, epochs and learning rate are set by preprocessing.audio and encoder_training.
+
+    \b
+    Example:
+      cli train-encoder --encoder mel_cnn
+    """
+    from featurize.commands import parse_options
+    from featurize.encoder_options import configured_options
+    from featurize.encoders import encoder_class
+    from featurize.project import StoreRows
+    from fusion.runs import check_name
+    from fusion.table import encoder_lines
+    from fusion.train_encoder import augmentation_of, train_encoder
+
+    cls = encoder_class(encoder_name)
+    options = {**configured_options(project.config, encoder_name), **parse_options(option_pairs)}
+    options.pop("pretrained_model", None)  # where featurize finds it afterwards
+    name = check_name(project.trained_encoders, name or encoder_name, overwrite)
+    store = project.open_store()
+    with _progress_by_name() as progress:
+        trained = train_encoder(
+            store,
+            StoreRows(store, project.open_source(store), cls.modality),
+            _with_targets(project.config, target_names),
+            encoder_name,
+            options,
+            folder=project.trained_encoders / name,
+            split_name=split_name or project.config.split.name,
+            augmentation=augmentation_of(project.config, encoder_name, options),
+            workers=os.cpu_count() or 1 if workers is None else workers,
+            device=device,
+            precision=precision,
+            progress=progress,
+        )
+    if as_json:
+        click.echo(json.dumps(trained.metrics, indent=2))
+        return
+    click.echo("\n".join(encoder_lines(trained.metrics)))
+    where = "" if name == encoder_name else f" --option pretrained_model={trained.folder} --as {name}"
+    click.echo(f"\nEncoder: {trained.folder}   Next: cli featurize --encoder {encoder_name}{where}")
 
 
 @click.command("fit")
@@ -108,10 +184,36 @@ def _with_options(config: Any, options: dict[str, Any]) -> Any:
         fusion["features"] = {**fusion["features"], slot: name}
     if options["seeds"]:
         training["seeds"] = list(range(options["seeds"]))
-    if options["target_names"]:
-        configured = {target.name: target for target in config.model.targets}
-        values["model"]["targets"] = [_target(text, configured) for text in options["target_names"]]
+    return _with_targets(validated(values, "the options"), options["target_names"])
+
+
+def _with_targets(config: Any, names: tuple[str, ...]) -> Any:
+    """The configuration with the targets that `--target` names, where it names any."""
+    from fusion.config import validated
+
+    if not names:
+        return config
+    values = config.model_dump(mode="python")
+    configured = {target.name: target for target in config.model.targets}
+    values["model"]["targets"] = [_target(text, configured) for text in names]
     return validated(values, "the options")
+
+
+@contextmanager
+def _progress_by_name() -> Iterator[Any]:
+    """`progress(what, done, total)`: a bar for each thing that is counted, one after the other."""
+    from featurize.progress import progress_bar
+
+    with ExitStack() as bars:
+        current: list[Any] = ["", None]
+
+        def update(what: str, done: int, total: int) -> None:
+            if what != current[0]:
+                bars.close()
+                current[:] = [what, bars.enter_context(progress_bar("train-encoder", what))]
+            current[1](done, total)
+
+        yield update
 
 
 def _target(text: str, configured: dict[str, Any]) -> dict[str, Any]:

@@ -48,15 +48,34 @@ class TrainingConfig(Section):
     bootstrap: int = Field(2000, ge=100, description="Group resamples behind each confidence interval.")
 
 
+class EncoderTrainingConfig(Section):
+    """`cli train-encoder`: the same loop with raw segments, and what suits a network that learns from nothing."""
+
+    epochs: int = Field(40, gt=0, description="At most; early stopping usually ends it.")
+    patience: int = Field(10, gt=0, description="Epochs without a better validation loss before it stops.")
+    batch_size: int = Field(16, gt=0)
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    dropout: float = Field(0.2, ge=0, lt=1, description="Before the heads.")
+    seed: int = Field(0, ge=0)
+
+    @property
+    def modality_dropout(self) -> float:
+        """There is one slot, and it is there."""
+        return 0.0
+
+
 class ModelConfig(ModelEncodersConfig):
     fusion: FusionConfig = FusionConfig()
 
 
 class Config(FeaturizeConfig):
-    """Everything. Sections: data, split, preprocessing, model, training."""
+    """Everything. Sections: data, split, preprocessing, model, training, encoder_training."""
 
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
+    encoder_training: EncoderTrainingConfig = EncoderTrainingConfig()
 
 
 def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Config:

@@ -5,7 +5,7 @@ Everything is read once and stays in memory; a batch is an index into whole tens
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,10 @@ from featurize.errors import ConfigError
 from featurize.segments import MODALITIES
 from fusion.config import Config
 from stores.errors import StoreError
-from stores.store import Status, Store
+from stores.feature import Status
+from stores.store import Store
+
+EVALUATION_BATCH = 4096
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,17 @@ class SegmentData:
     @property
     def widths(self) -> dict[str, int]:
         return {slot: vectors.shape[1] for slot, vectors in self.vectors.items()}
+
+    @property
+    def evaluation_batch(self) -> int:
+        return EVALUATION_BATCH
+
+    def batches(
+        self, rows: Sequence[Tensor], augmentation_seed: int | None = None
+    ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """For each batch of row numbers: these, and the vectors (B, D_slot) by slot. Vectors are never augmented."""
+        for batch in rows:
+            yield batch, {slot: vectors[batch] for slot, vectors in self.vectors.items()}
 
     def only(self, slots: Sequence[str]) -> SegmentData:
         """The same segments with some of the slots."""

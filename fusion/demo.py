@@ -52,6 +52,7 @@ def demo_command(folder: Path, songs: int, seed: int, workers: int | None) -> No
         make_demo(folder / "data", n_songs=songs, seed=seed)
     (folder / "config.yaml").write_text(CONFIG, "utf-8")
 
+    from featurize.encoders import build_encoder
     from featurize.ingest import check, write_store
     from featurize.pipeline import featurize
     from featurize.progress import progress_bar
@@ -77,7 +78,7 @@ def demo_command(folder: Path, songs: int, seed: int, workers: int | None) -> No
             done = featurize(
                 store,
                 open_source_of(store, store_path, config),
-                encoder,
+                build_encoder(encoder),
                 workers=os.cpu_count() or 1 if workers is None else workers,
                 progress=progress,
             )

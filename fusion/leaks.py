@@ -25,6 +25,8 @@ def check_encoders(store: Store, features: Mapping[str, str], splits: Sequence[S
         seen = _seen_groups(store, trained_on)
         held_out = np.concatenate([split.rows(part) for split in splits for part in (Part.VAL, Part.TEST)])
         overlap = None if seen is None else len(seen & set(store.groups[held_out].tolist()))
+        if overlap == 0 and trained_on.get("val_ids_sha256"):
+            overlap = _selected_on_test(store, trained_on, splits)
         if overlap == 0:
             continue
         how_many = (
@@ -43,6 +45,15 @@ def check_encoders(store: Store, features: Mapping[str, str], splits: Sequence[S
     if any(split.facts.get("leaks") for split in splits):
         notes.append("LEAK: this split cuts through groups; segments of one song stand on both sides.")
     return notes
+
+
+def _selected_on_test(store: Store, trained_on: Mapping[str, object], splits: Sequence[Split]) -> int | None:
+    """How many test groups chose the epoch at which an encoder's training stopped; `None` where it cannot be told."""
+    val = store.split(str(trained_on["split"])).rows(Part.VAL)
+    if ids_sha256(store.ids[val]) != trained_on["val_ids_sha256"]:
+        return None
+    test = np.concatenate([split.rows(Part.TEST) for split in splits])
+    return len(set(store.groups[val].tolist()) & set(store.groups[test].tolist()))
 
 
 def _seen_groups(store: Store, trained_on: Mapping[str, object]) -> set[str] | None:

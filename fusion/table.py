@@ -31,6 +31,28 @@ def result_lines(metrics: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def encoder_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """What `cli train-encoder` says: how long it learned, and its validation score beside stored features."""
+    train_loss, val_loss = metrics["train_loss"], metrics["val_loss"]
+    best = metrics["best_epoch"] - 1
+    lines = [
+        f"{metrics['encoder']}: {metrics['n_train']:,} training and {metrics['n_val']:,} validation segments of split"
+        f" {metrics['split']}; best epoch {metrics['best_epoch']} of {metrics['epochs']},"
+        f" {metrics['seconds_per_epoch']:.1f} s each",
+        f"loss: training {train_loss[0]:.3f} at first, {train_loss[best]:.3f} at the best epoch;"
+        f" validation {val_loss[0]:.3f}, {val_loss[best]:.3f}",
+    ]
+    if metrics["unreadable"]:
+        name, reason = next(iter(metrics["unreadable"].items()))
+        lines.append(f"left out, unreadable: {len(metrics['unreadable']):,} (e.g. {name!r}: {reason})")
+    for target, result in metrics["targets"].items():
+        lines += ["", f"{target}: {result['metric']} on validation, on which each was also chosen [95% interval]"]
+        width = max(len(model) for model in result["models"])
+        for model, found in result["models"].items():
+            lines.append(f"  {model:<{width}}  {value_text(found['value'])} {interval_text(found['ci95'])}".rstrip())
+    return lines
+
+
 def model_label(model: str, kind: str) -> str:
     """What a model is called: keys are one for every kind of target, but a regression's linear model is ridge."""
     return "ridge regression" if kind == "regression" and model == "logistic regression" else model

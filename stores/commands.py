@@ -30,6 +30,8 @@ def store_option(command: Command) -> Command:
 def inspect_command(store_path: Path, as_json: bool) -> None:
     """Show what a store holds: segments, labels, splits, and each feature's present, absent and failed rows.
 
+    Warns of features that look degenerate: columns that never vary, vectors that are zero, equal, or far from the rest.
+
     \b
     Example:
       cli inspect --store features.zarr
@@ -95,6 +97,7 @@ def _lines(summary: dict[str, Any]) -> list[str]:
             f" by {feature['encoder']}"
         )
         lines += [f"    failed {count:,}: {reason}" for reason, count in feature["reasons"].items()]
+        lines += [f"    {warning['severity']}: {warning['message']}" for warning in feature["warnings"]]
     if not summary["features"]:
         lines.append("  none; `cli featurize --encoder NAME` makes one")
     return lines

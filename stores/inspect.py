@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
+from stores.errors import DamagedStore
+from stores.feature import Feature, Status
+from stores.health import Finding, findings
 from stores.record import describe
-from stores.store import Part, Status, Store
+from stores.store import Part, Store
 
 MAX_VALUES_SHOWN = 20
 
 
 def summarize(store: Store) -> dict[str, Any]:
-    """Segments, labels, splits and features with their counts. Reads statuses and labels, not vectors."""
-    groups = store.groups
+    """Segments, labels, splits and features with their counts; what looks wrong with vectors. Reads all but frames."""
+    ids, groups = store.ids, store.groups
     return {
         "location": store.tree.location,
         "segments": store.n_segments,
@@ -22,7 +26,7 @@ def summarize(store: Store) -> dict[str, Any]:
         "source": dict(store.source),
         "labels": {name: _summarize_label(store.label(name)) for name in store.label_names()},
         "splits": {name: _summarize_split(store, name, groups) for name in store.splits()},
-        "features": {name: _summarize_feature(store, name) for name in store.features()},
+        "features": {name: _summarize_feature(store.feature(name), ids, groups) for name in store.features()},
     }
 
 
@@ -53,8 +57,7 @@ def _summarize_split(store: Store, name: str, groups: np.ndarray) -> dict[str, A
     return {**split.facts, "parts": parts}
 
 
-def _summarize_feature(store: Store, name: str) -> dict[str, Any]:
-    feature = store.feature(name)
+def _summarize_feature(feature: Feature, ids: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
     status = feature.status()
     failed = feature.failures()[status == Status.FAILED]
     reasons, counts = np.unique(failed, return_counts=True)
@@ -64,6 +67,14 @@ def _summarize_feature(store: Store, name: str) -> dict[str, Any]:
         "dtype": str(feature.dtype),
         **{kind.name.lower(): int((status == kind).sum()) for kind in Status},
         "reasons": {str(reasons[i]): int(counts[i]) for i in order},
+        "warnings": [asdict(finding) for finding in _health(feature, ids, groups)],
         "encoder": describe(feature.record),
         "record": dict(feature.record),
     }
+
+
+def _health(feature: Feature, ids: np.ndarray, groups: np.ndarray) -> list[Finding]:
+    try:
+        return findings(feature, ids, groups)
+    except DamagedStore as error:  # the rest of the store can still be looked at
+        return [Finding("damaged", "warning", 0, feature.n_segments, [], str(error))]

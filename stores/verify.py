@@ -9,7 +9,8 @@ import numpy as np
 
 from stores.base import ArrayTree
 from stores.errors import DamagedStore
-from stores.store import Feature, Status, Store
+from stores.feature import Feature, Status
+from stores.store import Store
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Damage:
 
 def verify(store: Store) -> Iterator[Damage]:
     """Every damaged chunk of the store, in reading order. Nothing is changed."""
-    for group in ("segments", "labels", "splits"):
+    for group in ("segments", "labels", "splits", "alignment"):
         for name in store.tree.children(group):
             yield from _verify_array(store.tree, f"{group}/{name}", f"{group}/{name}", needed=None)
     for feature_name in store.features():
@@ -63,7 +64,7 @@ def _verify_array(tree: ArrayTree, path: str, where: str, needed: set[int] | Non
         else:
             try:
                 values = tree.read(path, start, stop)
-                if values.dtype.kind == "f" and path.endswith(("/vectors", "/vectors_float32")):
+                if values.dtype.kind == "f" and path.rsplit("/", 1)[-1].startswith(("vectors", "frames")):
                     reason = None if np.isfinite(values).all() else "holds NaN or infinity"
             except DamagedStore as error:
                 reason = str(error.__cause__ or error).splitlines()[0]

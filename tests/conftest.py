@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: a process a core, so a thread a process
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import settings
 
 from cli import cli
 from featurize.demo import make_demo
+
+settings.register_profile("any machine", deadline=None)  # machines are noisy; time is benchmarks' affair
+settings.load_profile("any machine")
 
 MOOD_SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "mood-sample"
 

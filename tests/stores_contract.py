@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from stores.base import STRING, ArrayTree
 from stores.errors import RecordMismatch, StoreError
-from stores.store import Part, Split, Status, Store
+from stores.feature import Status
+from stores.store import Part, Split, Store
 from stores.verify import verify
 
 RECORD = {
@@ -44,8 +45,12 @@ def make_store(tree: ArrayTree, n: int = 10, chunk_rows: int = 4) -> Store:
     return Store.create(tree, segments, labels, {"layout": "test"}, chunk_rows)
 
 
-def write(feature, chunk, rows, value=1.0, status=Status.PRESENT, hash_byte=7, reason=""):
+def write(feature, chunk, rows, value=1.0, status=Status.PRESENT, hash_byte=7, reason="", n_frames=0):
     n = len(rows)
+    frames = {}
+    if feature.has_frames:
+        counts = np.full(n, n_frames)
+        frames = {"frames": np.full((n, feature.max_frames, feature.width), value, np.float32), "n_frames": counts}
     feature.write_chunk(
         chunk,
         np.array(rows),
@@ -53,6 +58,7 @@ def write(feature, chunk, rows, value=1.0, status=Status.PRESENT, hash_byte=7, r
         np.full(n, status, np.uint8),
         np.full((n, 16), hash_byte, np.uint8),
         [reason] * n,
+        **frames,
     )
 
 
@@ -187,6 +193,29 @@ class TreeContract:
         again = Store(self.reopen(tree)).feature("audio/toy")
         assert again.dtype == np.float32 and again.vectors()[4, 0] == 1e6 and again.vectors()[1, 0] == 1.5
         assert list(verify(Store(tree))) == []
+
+    def test_frames_stand_beside_vectors_and_are_written_before_the_status(self, tree, monkeypatch):
+        store = make_store(tree)
+        feature = store.create_feature("audio/toy", RECORD, frames=2)
+        order = []
+        original = tree.write
+        monkeypatch.setattr(tree, "write", lambda path, *rest: (order.append(path), original(path, *rest)))
+        write(feature, feature.chunks()[0], [0, 2], 1.5, n_frames=2)
+        assert [path.rsplit("/", 1)[-1] for path in order][-1] == "status" and len(order) == 6
+        write(feature, feature.chunks()[0], [1], np.nan, Status.FAILED, n_frames=2)
+        again = Store(self.reopen(tree)).feature("audio/toy")
+        assert again.has_frames and again.max_frames == 2 and again.frames().shape == (10, 2, 3)
+        np.testing.assert_array_equal(again.frames()[:4, 1, 0], [1.5, 0, 1.5, 0])
+        np.testing.assert_array_equal(again.n_frames()[:4], [2, 0, 2, 0])
+        write(feature, feature.chunks()[1], [4], 1e6, n_frames=1)  # too large for float16: both grow
+        again = Store(self.reopen(tree)).feature("audio/toy")
+        assert again.frames().dtype == again.vectors().dtype == np.float32
+        assert again.frames()[4, 0, 0] == 1e6 and again.frames()[0, 0, 0] == 1.5
+        assert list(verify(Store(tree))) == []
+
+    def test_a_feature_without_frames_says_how_to_get_some(self, tree):
+        with pytest.raises(StoreError, match=r"no frames. Write them: cli featurize --encoder toy --frames"):
+            make_store(tree).create_feature("audio/toy", RECORD).frames()
 
     def test_another_record_never_mixes_in(self, tree):
         store = make_store(tree)

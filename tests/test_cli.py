@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 from cli import COMMANDS, cli
 from stores import open_store
-from stores.store import Status
+from stores.feature import Status
 
 FAST = ("--set", "training.epochs=3", "--set", "training.bootstrap=100", "--seeds", "1")
 

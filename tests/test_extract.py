@@ -8,11 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from featurize.audit import audit
+from featurize.encode import batches
+from featurize.encoders.base import Encoded, stack_vectors
 from featurize.extract import extract
 from featurize.segments import RawAudio, UnreadableInput
 from featurize.workers import Failure, Preparer
+from stores.feature import Status
 from stores.memory_store import MemoryTree
-from stores.store import Status
+from tests.stores_contract import make_store
 from tests.toys import ToyEncoder, ToySource, toy_contents, toy_feature
 
 
@@ -62,6 +66,89 @@ def test_equal_inputs_are_encoded_once_within_and_across_chunks():
     done = extract(feature, encoder, ToySource([[1], [2], [1], [1], [2], [3], [3], [1], [4]]))
     assert len(encoder.prepared) == 4 and done.encoded == 4 and done.copied == 5
     np.testing.assert_array_equal(feature.vectors()[:, 0], [1.5, 3, 1.5, 1.5, 3, 4.5, 4.5, 1.5, 6])
+
+
+class Framed(ToyEncoder):
+    """Costs its number of samples; frames are the vector times 1, 2, …, as many as there are samples."""
+
+    has_frames = True
+
+    def prepare(self, raw):
+        vector = super().prepare(raw)
+        return None if vector is None else (vector, len(raw.samples) // 4)
+
+    def cost(self, item):
+        return item[1]
+
+    def collate(self, items):
+        return {**stack_vectors([vector for vector, _ in items]), "n": torch.tensor([n for _, n in items])}
+
+    def forward(self, batch):
+        pooled = self.linear(batch["vectors"])
+        mask = torch.arange(int(batch["n"].max())) < batch["n"][:, None]
+        return Encoded(pooled, pooled[:, None] * (1 + torch.arange(mask.shape[1]))[:, None], mask)
+
+
+def test_frames_are_pooled_stored_and_copied():
+    store = make_store(MemoryTree(), 5, 2)
+    feature = store.create_feature("audio/toy", Framed().record.to_dict(), frames=2)
+    extract(feature, Framed(), ToySource([[2], [1, 1, 1, 1], [2], None, [-1]]))
+    assert feature.n_frames().tolist() == [1, 2, 1, 0, 0]
+    np.testing.assert_array_equal(feature.frames()[:, :, 0], [[3, 0], [3 * 1.5, 3 * 3.5], [3, 0], [0, 0], [0, 0]])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 120), st.integers(1, 9), st.integers(0, 30))
+def test_batches_keep_the_budget_lose_nothing_and_form_again_from_what_is_left(costs, budget, most, done):
+    class Costly(ToyEncoder):
+        def cost(self, item):
+            return item
+
+    ready = list(enumerate(costs))
+    Costly.batch_budget = budget
+    formed = list(batches(ready, Costly(), most))
+    assert sorted(row for batch in formed for row, _ in batch) == [row for row, _ in ready]
+    for batch in formed:
+        dearest = max(cost for _, cost in batch)
+        assert len(batch) <= most and (len(batch) == 1 or dearest * len(batch) <= budget)
+    left = {row for batch in formed[done:] for row, _ in batch}
+    assert list(batches([job for job in ready if job[0] in left], Costly(), most)) == formed[done:]
+
+
+def test_a_batch_too_large_for_memory_is_halved():
+    sizes = []
+
+    class Small(ToyEncoder):
+        def forward(self, batch):
+            sizes.append(len(batch["vectors"]))
+            if len(batch["vectors"]) > 2 or (batch["vectors"][:, 2] == 5).any():
+                raise torch.OutOfMemoryError("too much")
+            return super().forward(batch)
+
+    feature = toy_feature(MemoryTree(), 5, chunk_rows=8)
+    extract(feature, Small(), ToySource([[1], [2], [3], [4], [5]]))
+    assert feature.status().tolist() == [1, 1, 1, 1, 3] and sizes[0] == 5
+    assert feature.failures()[4] == "out of memory with this row alone"
+
+
+def test_an_audit_passes_what_is_right_and_finds_what_is_not():
+    source = ToySource(toy_contents(40))
+    feature = toy_feature(MemoryTree(), 40, chunk_rows=16)
+    extract(feature, ToyEncoder(), source)
+    found = audit(feature, ToyEncoder(), source, k=10)
+    assert found.passed and found.rows == 10 and found.stored <= 2**-11 and found.batches == 0
+    source.contents[0] = [99]
+    assert audit(feature, ToyEncoder(), source, k=40).changed == 1
+    other = ToyEncoder()
+    torch.nn.init.constant_(other.linear.weight, 0.6)
+    assert not audit(feature, other, source, k=10).passed
+
+    class Neighbourly(ToyEncoder):
+        def forward(self, batch):
+            return Encoded(super().forward(batch).pooled + 0.01 * batch["vectors"].mean(0))
+
+    found = audit(feature, Neighbourly(), source, k=10)
+    assert not found.passed and found.batches > 1e-3
 
 
 def test_what_changed_is_encoded_again_and_nothing_else():
@@ -132,14 +219,18 @@ def test_rows_are_saved_while_their_chunk_is_unfinished():
                 raise KeyboardInterrupt
             return super().raw(row)
 
+    class FourAtATime(ToyEncoder):
+        sort_rows = 4
+
     contents = [[1], [2], [1], [3], None, [4], [2], [5], [6], [1]]
     feature = toy_feature(MemoryTree(), 10, chunk_rows=10)
     with pytest.raises(KeyboardInterrupt):
-        extract(feature, ToyEncoder(), Stopped(contents), batch_size=2, save_every_seconds=0)
-    assert feature.status().tolist() == [1, 1, 1, 1, 2, 1, 1, 0, 0, 0]
-    encoder = ToyEncoder()
+        extract(feature, FourAtATime(), Stopped(contents), batch_size=2, save_every_seconds=0)
+    # rows 5 and 7 were to share a block; row 6 is a copy of row 1
+    assert feature.status().tolist() == [1, 1, 1, 1, 2, 0, 1, 0, 0, 0]
+    encoder = FourAtATime()
     done = extract(feature, encoder, ToySource(contents))
-    assert len(encoder.prepared) == 2 and (done.encoded, done.copied, done.unchanged) == (2, 1, 7)
+    assert len(encoder.prepared) == 3 and (done.encoded, done.copied, done.unchanged) == (3, 1, 6)
     np.testing.assert_array_equal(feature.vectors()[:, 0], [1.5, 3, 1.5, 4.5, 0, 6, 3, 7.5, 9, 1.5])
 
 
@@ -174,9 +265,17 @@ def test_stored_vectors_are_what_the_encoder_says_whatever_the_chunks_and_batche
     seed=st.integers(0, 1000),
     stops=st.lists(st.integers(1, 40), max_size=4),
     save_every_seconds=st.sampled_from([0.0, 1e9]),
+    sort_rows=st.integers(1, 8),
 )
-def test_interrupted_at_any_row_and_run_again_is_the_same_as_never_interrupted(seed, stops, save_every_seconds):
+def test_interrupted_at_any_row_and_run_again_is_the_same_as_never_interrupted(
+    seed, stops, save_every_seconds, sort_rows
+):
     """Identity 5, with exceptions; `test_kill.py` has the signals."""
+
+    class Blocks(ToyEncoder):
+        pass
+
+    Blocks.sort_rows = sort_rows
     contents = toy_contents(30, seed)
     whole = toy_feature(MemoryTree(), 30, chunk_rows=7)
     extract(whole, ToyEncoder(), ToySource(contents))
@@ -195,7 +294,7 @@ def test_interrupted_at_any_row_and_run_again_is_the_same_as_never_interrupted(s
 
     for stop in stops:
         try:
-            extract(feature, ToyEncoder(), Interrupted(stop), batch_size=3, save_every_seconds=save_every_seconds)
+            extract(feature, Blocks(), Interrupted(stop), batch_size=3, save_every_seconds=save_every_seconds)
         except KeyboardInterrupt:
             pass
     extract(feature, ToyEncoder(), ToySource(contents))

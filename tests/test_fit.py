@@ -18,8 +18,9 @@ from fusion.fit import fit
 from fusion.metrics import headline_metric, score
 from fusion.targets import load_targets
 from stores.base import STRING
+from stores.feature import Status
 from stores.memory_store import MemoryTree
-from stores.store import Part, Status, Store
+from stores.store import Part, Store
 from tests.stores_contract import RECORD
 
 N = 160

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from featurize.errors import SourceError
 from featurize.ingest import Severity, check, write_store
 from featurize.segments import RawText, UnreadableInput
 from featurize.sources import open_source
+from featurize.timecode import seconds_to_lrc, seconds_to_smpte
 from stores import open_store
 from stores.store import Split
 from stores.verify import verify
@@ -374,3 +376,27 @@ def test_ingest_as_json(project, demo_data, run_cli):
     result = json.loads(run_cli("ingest", demo_data, "--json", "--set", "model.targets=[{name: mood}]").stdout)
     assert result["segments"] == 48 and result["present"] == {"text": 45, "audio": 41, "midi": 21}
     assert result["split"] == "default" and result["labels"] == ["mood", "energy"]
+
+
+def test_times_may_be_timecodes_or_stamps(project, demo_data, run_cli):
+    """The same songs with SMPTE timecodes at 25 a second, and with LRC stamps; without the rate, a clear line."""
+    root = shutil.copytree(demo_data, project / "songs")
+    with (root / "segments.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    expected = [float(row["start_seconds"]) for row in rows]
+    written = {"smpte": lambda s: seconds_to_smpte(s, "25", 100), "lrc": lambda s: seconds_to_lrc(s, 3)}
+    for kind, write in written.items():
+        stamped = [{**row, **{key: write(float(row[key])) for key in ("start_seconds", "end_seconds")}} for row in rows]
+        with (root / "segments.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(stamped)
+        store = project / f"{kind}.zarr"
+        if kind == "smpte":
+            output = run_cli("ingest", root, "--store", store, code=2).output
+            assert "time that is no number" in output and "data.timecode_rate=25" in output
+        run_cli("ingest", root, "--store", store, "--set", "data.timecode_rate=25")
+        np.testing.assert_allclose(
+            open_store(store).segment_column("start_seconds"), expected, atol={"smpte": 2e-4, "lrc": 5e-4}[kind]
+        )
+        assert open_store(store).source["timecode_rate"] == "25"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from featurize.extract import extract
 from stores import open_store
-from stores.store import Status
+from stores.feature import Status
 from stores.verify import verify
 from stores.zarr_store import new_zarr_tree
 from tests.toys import ToyEncoder, ToySource, toy_contents, toy_feature

@@ -26,8 +26,9 @@ from fusion.report import write_report
 from fusion.report.headline import best_single_slot, headline, slots_alone
 from fusion.report.words import bounds, number, pattern_label, signed
 from stores.base import STRING
+from stores.feature import Status
 from stores.memory_store import MemoryTree
-from stores.store import Status, Store
+from stores.store import Store
 
 HOSTILE = "<script>alert(1)</script>"
 SLOTS = {"text": 0.8, "audio": 1.0, "midi": 0.4}  # share of segments that have it

@@ -288,7 +288,7 @@ def test_prediction_in_pieces_is_the_same(monkeypatch):
     data, targets = additive_data()
     trained = run(data, targets, fusion=FUSION.model_copy(update={"strategy": "gated"}))
     whole, weights = infer(trained.model, data, TEST)
-    monkeypatch.setattr("fusion.train.EVALUATION_BATCH", 7)
+    monkeypatch.setattr("fusion.data.EVALUATION_BATCH", 7)
     pieces, some = infer(trained.model, data, TEST)
     torch.testing.assert_close(pieces[0], whole[0], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(some, weights, rtol=1e-5, atol=1e-6)

@@ -7,17 +7,17 @@ import time
 import numpy as np
 import torch
 
-from featurize.encoders.base import AudioEncoder, Encoded, stack_vectors
+from featurize.encoders.base import Encoded, Encoder, stack_vectors
 from featurize.segments import RawAudio, UnreadableInput
 from stores.base import ArrayTree
 from stores.store import Store
 from tests.stores_contract import make_store
 
 
-class ToyEncoder(AudioEncoder):
+class ToyEncoder(Encoder):
     """Sum, mean and first sample of a blob. `delay_seconds` makes it worth killing."""
 
-    name = "toy"
+    name, modality = "toy", "audio"
 
     def __init__(self, delay_seconds: float = 0.0):
         super().__init__()

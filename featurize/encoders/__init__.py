@@ -14,8 +14,14 @@ if TYPE_CHECKING:
 
 # Name: where the class lives. Imported when asked for, so that one encoder never waits for another's libraries.
 ENCODERS = {
+    "deberta": "featurize.encoders.deberta:DebertaEncoder",
     "lsa": "featurize.encoders.lsa:LSAEncoder",
+    "wav2vec2": "featurize.encoders.wav2vec2:Wav2Vec2Encoder",
+    "clap": "featurize.encoders.clap:CLAPEncoder",
+    "mel_cnn": "featurize.encoders.mel_cnn:MelCNNEncoder",
     "mel_stats": "featurize.encoders.mel_stats:MelStatsEncoder",
+    "event": "featurize.encoders.event:EventBasedEncoder",
+    "music_transformer": "featurize.encoders.music_transformer:MusicTransformer",
     "midi_stats": "featurize.encoders.midi_stats:MIDIStatsEncoder",
 }
 

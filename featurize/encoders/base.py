@@ -4,7 +4,8 @@ An encoder provides its facts (`name`, `modality`, `width`, `settings`), and thr
 
 * `prepare(raw)`: numpy, CPU, picklable, no gradient. Decodes, resamples, cuts windows, tokenizes. Returns `None` where
   the input holds nothing to encode (an instrumental's lyric): the row is then *absent*. Raises `UnreadableInput` where
-  it holds something that cannot be read: the row is then *failed*, with the message as its reason.
+  it holds something that cannot be read: the row is then *failed*, with the message as its reason. It never looks at
+  weights: other processes prepare with a copy that has none.
 * `collate(items)`: pads to a batch of tensors, with masks.
 * `forward(batch)`: `Encoded`, the pooled vectors (B, D) and, where the encoder has them, frames (B, T, D).
 
@@ -13,10 +14,11 @@ A vector depends on its segment alone: never on the batch it travelled in, nor o
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, ClassVar
 
@@ -24,10 +26,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from featurize.audio import Waveform, load_mono
+from featurize.midi import Score, read_midi
 from featurize.segments import RawAudio, RawMidi, RawText
 
 Item = Any  # what `prepare` returns: numpy arrays, or a dict of them; picklable
 Batch = dict[str, Tensor]
+Augment = Callable[[Any], Any]  # decoded input to decoded input, in training only (`featurize.augment`)
 
 
 @dataclass(frozen=True)
@@ -68,13 +73,21 @@ class Encoder(nn.Module, ABC):
 
     name: ClassVar[str]
     modality: ClassVar[str]
-    libraries: ClassVar[tuple[str, ...]] = ()  # distributions whose version can change the numbers
+    libraries: tuple[str, ...] = ()  # distributions whose version can change the numbers
     heavy_preparation: ClassVar[bool] = True  # worth other processes; False where `prepare` costs microseconds
     must_fit: ClassVar[bool] = False  # has no weights until `fit` has seen the training split
+    must_train: ClassVar[bool] = False  # has no weights until `cli train-encoder` has made some
+    has_frames: ClassVar[bool] = False  # `forward` returns frames where `with_frames` is set
+    precisions: tuple[str, ...] = ("fp32",)  # what --precision may ask for; bf16 runs under autocast
+    batch_budget: int = 32  # of one batch, in the unit of `cost`, padding counted
+    sort_rows: ClassVar[int] = 64  # consecutive rows that are prepared, sorted by cost, and batched; bounds memory
 
     width: int  # D
     settings: Mapping[str, Any]  # set by __init__: every choice that changes a number; the record's `parameters`
     trained_on: Mapping[str, Any] | None = None
+    loaded_from: Mapping[str, str] | None = None  # `source`, `revision` of pretrained weights
+    precision: str = "fp32"
+    with_frames: bool = False
 
     @abstractmethod
     def prepare(self, raw: Any) -> Item | None: ...
@@ -89,10 +102,20 @@ class Encoder(nn.Module, ABC):
         """Learn weights from the training split's raw inputs. Only where `must_fit` is true."""
         raise NotImplementedError(f"{self.name} has nothing to fit")
 
+    def cost(self, item: Item) -> int:
+        """What an item adds to a batch, in tokens or samples; batches are filled up to `batch_budget`."""
+        return 1
+
+    def without_weights(self) -> Encoder:
+        """A light copy for other processes: it can `prepare`, and nothing else."""
+        light = copy.copy(self)
+        light._modules, light._parameters, light._buffers = {}, {}, {}
+        return light
+
     def weights(self) -> dict[str, str]:
         """Source, revision and SHA-256 of the weights; empty for an encoder that has none."""
         state = self.state_arrays()
-        return {"source": "fitted", "sha256": arrays_sha256(state)} if state else {}
+        return {**(self.loaded_from or {"source": "fitted"}), "sha256": arrays_sha256(state)} if state else {}
 
     def state_arrays(self) -> dict[str, np.ndarray]:
         """Weights as numpy arrays, by name."""
@@ -111,6 +134,7 @@ class Encoder(nn.Module, ABC):
             width=self.width,
             weights=self.weights(),
             parameters=dict(self.settings),
+            precision=self.precision,
             libraries={name: _library_version(name) for name in self.libraries},
             trained_on=self.trained_on,
         )
@@ -127,21 +151,47 @@ class TextEncoder(Encoder):
 
 
 class AudioEncoder(Encoder):
-    """`prepare` takes a `RawAudio`."""
+    """`prepare` takes a `RawAudio`; a subclass says what becomes of the waveform.
+
+    sample_rate_hz: what the waveform is resampled to. duration_seconds: no more than this of a segment is decoded;
+    `None` takes all of it. Both belong in `settings`.
+    """
 
     modality = "audio"
 
+    sample_rate_hz: int
+    duration_seconds: float | None = None
+
     @abstractmethod
-    def prepare(self, raw: RawAudio) -> Item | None: ...
+    def prepare_waveform(self, samples: Waveform) -> Item | None:
+        """samples: float32 (n,), n ≥ 1, mono at `sample_rate_hz`, full scale ±1."""
+
+    def prepare(self, raw: RawAudio, augment: Augment | None = None) -> Item | None:
+        samples = self.load(raw)
+        return self.prepare_waveform(samples if augment is None else augment(samples))
+
+    def load(self, raw: RawAudio) -> Waveform:
+        """The segment's waveform, float32 (n,). Raises `UnreadableInput`."""
+        if self.duration_seconds is not None:
+            limit = (raw.start_seconds or 0.0) + self.duration_seconds
+            raw = replace(raw, end_seconds=limit if raw.end_seconds is None else min(limit, raw.end_seconds))
+        return load_mono(raw, self.sample_rate_hz)
 
 
 class MIDIEncoder(Encoder):
-    """`prepare` takes a `RawMidi`."""
+    """`prepare` takes a `RawMidi`; a subclass says what becomes of its notes. A segment without notes is absent."""
 
     modality = "midi"
 
     @abstractmethod
-    def prepare(self, raw: RawMidi) -> Item | None: ...
+    def prepare_score(self, score: Score) -> Item | None:
+        """score: the segment's notes, at least one, in seconds from its start."""
+
+    def prepare(self, raw: RawMidi, augment: Augment | None = None) -> Item | None:
+        score = read_midi(raw)
+        if len(score) == 0:
+            return None
+        return self.prepare_score(score if augment is None else augment(score))
 
 
 def stack_vectors(items: Sequence[np.ndarray]) -> Batch:

@@ -20,17 +20,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import ClassVar
 
 import librosa
 import numpy as np
 import scipy.fft
 from numpy.lib.stride_tricks import sliding_window_view
 
-from featurize.audio import RESAMPLER, Waveform, load_mono
+from featurize.audio import RESAMPLER, Waveform
 from featurize.encoders.base import AudioEncoder, Batch, Encoded, stack_vectors
 from featurize.encoders.pulse import PULSE_NAMES, pulse_features
-from featurize.segments import RawAudio
 
 Table = Waveform  # float32 too, but (n_frames, n_columns)
 
@@ -78,7 +76,7 @@ class MelStatsEncoder(AudioEncoder):
     """
 
     name = "mel_stats"
-    libraries: ClassVar[tuple[str, ...]] = ("librosa", "numpy", "scipy", "soundfile", "soxr")
+    libraries = ("librosa", "numpy", "scipy", "soundfile", "soxr")
 
     def __init__(
         self,
@@ -88,13 +86,16 @@ class MelStatsEncoder(AudioEncoder):
         hop_length: int = 512,
         n_mels: int = 64,
         n_mfcc: int = 20,
+        duration_seconds: float | None = None,
     ):
         super().__init__()
         if n_mfcc > n_mels:
             raise ValueError(f"n_mfcc is {n_mfcc}; expected at most n_mels, {n_mels}")
-        self.sample_rate_hz, self.n_fft, self.hop_length, self.n_mfcc = sample_rate_hz, n_fft, hop_length, n_mfcc
+        self.sample_rate_hz, self.duration_seconds = sample_rate_hz, duration_seconds
+        self.n_fft, self.hop_length, self.n_mfcc = n_fft, hop_length, n_mfcc
         self.settings = {
             "sample_rate_hz": sample_rate_hz,
+            "duration_seconds": duration_seconds,
             "n_fft_samples": n_fft,
             "hop_length_samples": hop_length,
             "n_mels": n_mels,
@@ -127,9 +128,8 @@ class MelStatsEncoder(AudioEncoder):
             names += [f"{label}.{statistic}" for statistic in statistics for label in labels]
         return names + [f"key_clarity.{mode}" for mode in KEY_PROFILES] + list(PULSE_NAMES)
 
-    def prepare(self, raw: RawAudio) -> Waveform:
+    def prepare_waveform(self, samples: Waveform) -> Waveform:
         """The vector: float32, shape `(D,)`, finite for any audio that `load_mono` returns."""
-        samples = load_mono(raw, self.sample_rate_hz)
         n_missing = max(0, self.n_fft - len(samples))
         samples = np.pad(samples, (n_missing // 2, n_missing - n_missing // 2))  # centred, where the window is open
         table = self._frame_table(samples)

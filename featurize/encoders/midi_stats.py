@@ -23,8 +23,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from featurize.encoders.base import Batch, Encoded, MIDIEncoder, stack_vectors
-from featurize.midi import EDGE_SECONDS, Score, parse_midi, read_midi
-from featurize.segments import RawMidi
+from featurize.midi import READING, Score, parse_midi
 
 ONSET_GROUP_SECONDS = 0.03  # about the spread of notes meant as one; a 32nd at 180 bpm lasts 0.042 s
 MAX_INTERVAL = 12  # a leap beyond the octave counts as one of an octave
@@ -72,7 +71,6 @@ class MIDIStatsEncoder(MIDIEncoder):
         self.settings = {
             "features": list(self.feature_names),
             "onset_group_seconds": ONSET_GROUP_SECONDS,
-            "cut_edge_seconds": EDGE_SECONDS,
             "max_interval_semitones": MAX_INTERVAL,
             "histogram_edges_seconds": list(SECONDS_EDGES),
             "histogram_edges_quarters": list(QUARTERS_EDGES),
@@ -81,17 +79,14 @@ class MIDIStatsEncoder(MIDIEncoder):
             "major_profile": list(MAJOR_PROFILE),
             "minor_profile": list(MINOR_PROFILE),
             "drum_groups": {group: list(keys) for group, keys in DRUM_GROUPS.items()},
-            "unended_notes": "dropped",
+            **READING,
         }
 
     @property
     def feature_names(self) -> tuple[str, ...]:
         return FEATURE_NAMES
 
-    def prepare(self, raw: RawMidi) -> np.ndarray | None:
-        score = read_midi(raw)
-        if len(score) == 0:
-            return None
+    def prepare_score(self, score: Score) -> np.ndarray:
         return np.fromiter(describe(score).values(), np.float32, count=self.width)
 
     def collate(self, items: Sequence[np.ndarray]) -> Batch:

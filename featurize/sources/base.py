@@ -45,6 +45,7 @@ class Source:
         midi_is: Scope,
         blobs: Blobs | None = None,
         allow_outside_root: bool = False,
+        timecode_rate: str | None = None,
     ):
         self.table = table
         self.root = root
@@ -54,8 +55,9 @@ class Source:
         self.allow_outside_root = allow_outside_root
         self.ids = table.texts("segment_id")
         self.groups = table.texts("group")
-        self.start_seconds, self.unreadable_starts = table.numbers("start_seconds")
-        self.end_seconds, self.unreadable_ends = table.numbers("end_seconds")
+        self.timecode_rate = timecode_rate
+        self.start_seconds, self.unreadable_starts = table.seconds("start_seconds", timecode_rate)
+        self.end_seconds, self.unreadable_ends = table.seconds("end_seconds", timecode_rate)
         self.texts = table.texts("text")
         self.paths = {modality: table.texts(role) for modality, role in PATHS.items()}
         self.flags = {modality: table.flags(role) for modality, role in FLAGS.items()}

@@ -19,4 +19,5 @@ def open_folder(table_path: Path, config: DataConfig) -> Source:
         audio_is=config.audio_is or "song",
         midi_is=config.midi_is or "song",
         allow_outside_root=config.allow_outside_root,
+        timecode_rate=config.timecode_rate,
     )

@@ -46,6 +46,7 @@ def open_split_parquet(metadata_paths: list[Path], config: DataConfig) -> Source
         midi_is=config.midi_is or "song",
         blobs=blobs,
         allow_outside_root=config.allow_outside_root,
+        timecode_rate=config.timecode_rate,
     )
 
 

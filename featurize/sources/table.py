@@ -16,6 +16,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from featurize.errors import SourceError
+from featurize.timecode import lrc_to_seconds, smpte_to_seconds
 
 
 class SegmentTable:
@@ -56,6 +57,19 @@ class SegmentTable:
         if role not in self.roles:
             return np.full(len(self), np.nan), []
         return parse_numbers(self._table.column(self.roles[role]))
+
+    def seconds(self, role: str, timecode_rate: str | None) -> tuple[np.ndarray, list[int]]:
+        """As `numbers`; a text may also be an LRC stamp, or an SMPTE timecode at `timecode_rate`."""
+        values, unreadable = self.numbers(role)
+        still_unreadable = []
+        for row in unreadable:
+            text = str(self._table.column(self.roles[role])[row].as_py()).strip()
+            try:
+                is_lrc = text.startswith("[")
+                values[row] = lrc_to_seconds(text) if is_lrc else smpte_to_seconds(text, timecode_rate or "")
+            except ValueError:
+                still_unreadable.append(row)
+        return values, still_unreadable
 
     def flags(self, role: str) -> list[bool | None]:
         """A has_… column as true, false, or `None` where missing or unknown."""

@@ -1,0 +1,95 @@
+"""From prepared items to vectors: the device, the precision, batches by budget, and one forward pass.
+
+The store, `--audit` and end-to-end inference all come through `encode`, so that equal items give equal numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from featurize.encoders.base import Batch, Encoded, Encoder, Item
+from featurize.encoders.windows import pool_frames
+from featurize.errors import ConfigError
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("fp32", "bf16")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What an encoder says of one segment. vector: float32 (D,). frames: float32 (T, D), zeros from `n_frames` on."""
+
+    vector: np.ndarray
+    frames: np.ndarray | None = None
+    n_frames: int = 0
+
+
+def set_up(encoder: Encoder, device: str = "auto", precision: str = "fp32") -> Encoder:
+    """Move an encoder to its device and set its precision. Raises `ConfigError` where either cannot be had."""
+    if precision not in encoder.precisions:
+        can = " and ".join(encoder.precisions)
+        raise ConfigError(f"Encoder {encoder.name} computes in {can}, not in {precision}.")
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        device = next(name for name in ("cuda", "mps", "cpu") if there[name])
+    if not there[device]:
+        raise ConfigError(f"This machine has no {device} device that torch can use. Leave --device away, or say cpu.")
+    if device == "cuda":
+        torch.backends.cudnn.allow_tf32 = False  # on by default, and good for 1e-3 only: fp32 is to mean fp32
+    encoder.precision = precision
+    return encoder.eval().to(device)
+
+
+def device_of(encoder: Encoder) -> torch.device:
+    """Where its weights are; the CPU where it has none."""
+    tensor = next(iter([*encoder.parameters(), *encoder.buffers()]), None)
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
+def run(encoder: Encoder, batch: Batch) -> Encoded:
+    """One forward pass in the encoder's precision, on its device."""
+    device = device_of(encoder)
+    with torch.autocast(device.type, torch.bfloat16, enabled=encoder.precision == "bf16"):
+        encoded: Encoded = encoder({name: tensor.to(device) for name, tensor in batch.items()})
+    return encoded
+
+
+@torch.inference_mode()
+def encode(encoder: Encoder, items: Sequence[Item], n_frames: int = 0) -> list[Row]:
+    """Encode items in one batch; with `n_frames` > 0 their frames too, time-pooled to at most so many."""
+    encoder.with_frames = n_frames > 0
+    encoded = run(encoder, encoder.collate(items))
+    vectors = encoded.pooled.float().cpu().numpy()
+    if not n_frames:
+        return [Row(vector) for vector in vectors]
+    assert encoded.frames is not None and encoded.frame_mask is not None
+    pooled, counts = pool_frames(encoded.frames, encoded.frame_mask, n_frames)
+    frames = pooled.float().cpu().numpy()
+    return [Row(v, f, n) for v, f, n in zip(vectors, frames, counts.tolist(), strict=True)]
+
+
+def batches(ready: Sequence[tuple[T, Item]], encoder: Encoder, most: int) -> Iterator[list[tuple[T, Item]]]:
+    """Batches of like cost, dearest first, so that little is padded and memory peaks at once.
+
+    ready: (key, item). A batch holds at most `most` items, and its dearest item times its length is at most the budget.
+    Whole batches are taken from the front of one order: what is left after some of them forms the same batches again.
+    """
+    costs = [encoder.cost(item) for _, item in ready]
+    batch: list[tuple[T, Item]] = []
+    dearest = 0
+    for index in sorted(range(len(ready)), key=lambda i: -costs[i]):  # stable: equal costs stay in row order
+        if batch and (len(batch) == most or (len(batch) + 1) * dearest > encoder.batch_budget):
+            yield batch
+            batch = []
+        if not batch:
+            dearest = costs[index]
+        batch.append(ready[index])
+    if batch:
+        yield batch

@@ -1,0 +1,187 @@
+"""A feature: what one encoder under one configuration wrote for every segment; and how a chunk of it is written.
+
+A chunk of rows is the unit of work and has one owner. Within a chunk the statuses are written last, and a row about to
+be encoded again is marked pending first: whatever is killed in between, a row marked present is whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+from urllib.parse import quote
+
+import numpy as np
+
+from stores.base import STRING, ArrayTree
+from stores.errors import DamagedStore, StoreError
+from stores.record import Record
+
+HASH_BYTES = 16
+FLOAT16_MAX = 65504.0
+
+
+class Status(IntEnum):
+    """Four different facts about a row of a feature."""
+
+    PENDING = 0  # not encoded yet
+    PRESENT = 1  # its vector stands in the store
+    ABSENT = 2  # the segment has no such modality
+    FAILED = 3  # it has one that could not be encoded; the reason is kept
+
+
+class Feature:
+    """What one encoder under one configuration wrote for every segment. Get one from `Store`."""
+
+    def __init__(self, tree: ArrayTree, name: str):
+        self._tree = tree
+        self.name = name  # slot/encoder
+        self.slot, _, self.encoder = name.partition("/")
+        self._path = f"features/{quoted(self.slot)}/{quoted(self.encoder)}"
+        self._facts = tree.attributes(self._path)
+        self.record: Record = self._facts["record"]
+        self.fingerprint: str = self._facts["fingerprint"]
+        (self.n_segments, self.width), self.dtype, self.chunk_rows = tree.layout(self._vectors_path)
+        self.max_frames: int = tree.layout(self.array_path(self._facts["frames"]))[0][1] if self.has_frames else 0
+
+    def __repr__(self) -> str:
+        return f"<Feature {self.name} {self.n_segments} x {self.width} {self.dtype}>"
+
+    @property
+    def has_frames(self) -> bool:
+        return self._facts.get("frames") is not None
+
+    @property
+    def _vectors_path(self) -> str:
+        return f"{self._path}/{self._facts['vectors']}"
+
+    def chunks(self) -> list[range]:
+        """The rows of each chunk, in order."""
+        return [
+            range(start, min(start + self.chunk_rows, self.n_segments))
+            for start in range(0, self.n_segments, self.chunk_rows)
+        ]
+
+    def status(self, rows: range | None = None) -> np.ndarray:
+        """uint8 (N,) of `Status`; or of consecutive rows."""
+        return self._read("status", rows)
+
+    def input_hashes(self, rows: range | None = None) -> np.ndarray:
+        """uint8 (N, 16): digests of what was encoded; zeros where nothing was."""
+        return self._read("input_hash", rows)
+
+    def failures(self, rows: range | None = None) -> np.ndarray:
+        """Text (N,): why a row failed; empty elsewhere."""
+        return self._read("failure", rows)
+
+    @property
+    def present(self) -> np.ndarray:
+        """bool (N,)."""
+        return np.asarray(self.status() == Status.PRESENT)
+
+    def vectors(self, rows: range | None = None) -> np.ndarray:
+        """float16 or float32 (N, D), zeros where the status is not present. Raises `DamagedStore`."""
+        return self._read_stored("vectors", rows)
+
+    def frames(self, rows: range | None = None) -> np.ndarray:
+        """float16 or float32 (N, T, D), zeros from `n_frames` on. Raises `StoreError` where the feature has none."""
+        if not self.has_frames:
+            raise StoreError(
+                f"{self._tree.location}: {self.name} has no frames. Write them: cli featurize --encoder {self.encoder} "
+                "--frames 16 --replace"
+            )
+        return self._read_stored("frames", rows)
+
+    def n_frames(self, rows: range | None = None) -> np.ndarray:
+        """uint16 (N,): how many frames a row has; 0 where it is not present."""
+        return self._read("n_frames", rows)
+
+    def write_chunk(
+        self,
+        chunk: range,
+        rows: np.ndarray,
+        vectors: np.ndarray,
+        status: np.ndarray,
+        input_hash: np.ndarray,
+        failure: Sequence[str],
+        frames: np.ndarray | None = None,
+        n_frames: np.ndarray | None = None,
+    ) -> None:
+        """Write some rows of one chunk: their numbers (n,), float (n, D), uint8 (n,), uint8 (n, 16), n texts.
+
+        Where the feature has frames: float (n, T, D) and int (n,). The chunk's other rows keep what they have. Numbers
+        beyond float16 turn the whole feature to float32.
+        """
+        assert chunk in self.chunks() and len(rows) == len(vectors) == len(status) == len(input_hash) == len(failure)
+        assert self.has_frames == (frames is not None) == (n_frames is not None)
+        at = np.asarray(rows) - chunk.start
+        new_status = self.status(chunk)
+        if (new_status[at] != Status.PENDING).any():
+            new_status[at] = Status.PENDING
+            self._tree.write(f"{self._path}/status", chunk.start, new_status)
+        too_large = (np.abs(values).max(initial=0) > FLOAT16_MAX for values in (vectors, frames) if values is not None)
+        if self.dtype == np.float16 and any(too_large):
+            self._widen_to_float32()
+        present = np.asarray(status) == Status.PRESENT
+        columns: dict[str, np.ndarray] = {self._facts["vectors"]: np.where(present[:, None], vectors, 0)}
+        if frames is not None and n_frames is not None:
+            columns[self._facts["frames"]] = np.where(present[:, None, None], frames, 0)
+            columns["n_frames"] = np.where(present, n_frames, 0)
+        columns |= {"input_hash": input_hash, "failure": np.array(list(failure), dtype=STRING)}
+        for name, values in columns.items():
+            column = self._read(name, chunk)
+            column[at] = values
+            self._tree.write(f"{self._path}/{name}", chunk.start, column)
+        new_status[at] = status
+        self._tree.write(f"{self._path}/status", chunk.start, new_status)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Weights of an encoder that was fitted for this store, by name; empty for others."""
+        return {name: self._tree.read(f"{self._path}/state/{quoted(name)}") for name in self._facts["state"]}
+
+    def array_names(self) -> list[str]:
+        """The row arrays of this feature, vectors first."""
+        frames = [self._facts["frames"], "n_frames"] if self.has_frames else []
+        return [self._facts["vectors"], *frames, "input_hash", "failure", "status"]
+
+    def array_path(self, name: str) -> str:
+        return f"{self._path}/{name}"
+
+    def _read(self, name: str, rows: range | None) -> np.ndarray:
+        path = f"{self._path}/{name}"
+        return self._tree.read(path) if rows is None else self._tree.read(path, rows.start, rows.stop)
+
+    def _read_stored(self, kind: str, rows: range | None) -> np.ndarray:
+        """Vectors or frames. A chunk that is gone reads as zeros, and must not be taken for them."""
+        status = self.status(rows)
+        stored = self._tree.stored_chunks(self.array_path(self._facts[kind]))
+        for number, chunk in enumerate(self.chunks()):
+            first = 0 if rows is None else rows.start
+            part = status[max(chunk.start - first, 0) : max(chunk.stop - first, 0)]
+            if number not in stored and (part == Status.PRESENT).any():
+                raise DamagedStore(
+                    f"{self._tree.location}: {self.name}, rows {chunk.start} to {chunk.stop - 1}: the {kind} are gone "
+                    "though the rows are marked present. `cli verify` lists every damaged chunk."
+                )
+        return self._read(self._facts[kind], rows)
+
+    def _widen_to_float32(self) -> None:
+        narrow = {kind: self._facts[kind] for kind in ("vectors", "frames") if self._facts.get(kind)}
+        for kind, name in narrow.items():
+            old, new = self.array_path(name), self.array_path(f"{kind}_float32")
+            shape, _, chunk_rows = self._tree.layout(old)
+            stored = self._tree.stored_chunks(old)
+            self._tree.create(new, shape, np.dtype(np.float32), chunk_rows)
+            for number, chunk in enumerate(self.chunks()):
+                if number in stored:
+                    self._tree.write(new, chunk.start, self._tree.read(old, chunk.start, chunk.stop).astype(np.float32))
+        self._facts |= {kind: f"{kind}_float32" for kind in narrow}
+        self._tree.set_attributes(self._path, self._facts)  # from here on the wide arrays are the feature's
+        for name in narrow.values():
+            self._tree.delete(self.array_path(name))
+        self.dtype = np.dtype(np.float32)
+
+
+def quoted(name: str) -> str:
+    """A name as one path component: percent-encoded, and never hidden, `.` or `..`."""
+    quoted = quote(name, safe=" ()[]{}+,=@")
+    return quoted.replace(".", "%2E", 1) if quoted.startswith(".") else quoted
