@@ -162,8 +162,10 @@ class AudioPreprocessing(Section):
 
 class MIDIPreprocessing(Section):
     tokenization: Literal["separate", "compound"] = "separate"
-    max_events: int = Field(1024, gt=0)
-    augmentations: list[str] = Field(default_factory=list)
+    max_events: int = Field(1024, gt=0, description="Tokens read at once; a segment with more is read in windows.")
+    augmentations: list[str] = Field(
+        ["transpose", "velocity", "time_jitter"], description="In training only; [] for none. There is also quantize."
+    )
 
 
 class PreprocessingConfig(Section):

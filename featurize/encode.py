@@ -5,9 +5,9 @@ The store, `--audit` and end-to-end inference all come through `encode`, so that
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -53,19 +53,21 @@ def device_of(encoder: Encoder) -> torch.device:
     return torch.device("cpu") if tensor is None else tensor.device
 
 
-def run(encoder: Encoder, batch: Batch) -> Encoded:
-    """One forward pass in the encoder's precision, on its device."""
+def run(encoder: Encoder, batch: Batch, call: Callable[[Batch], Any] | None = None) -> Any:
+    """One forward pass in the encoder's precision, on its device: of itself, or of what holds it and is to be called.
+
+    Returns what was called returns: `Encoded`, where it is the encoder.
+    """
     device = device_of(encoder)
     with torch.autocast(device.type, torch.bfloat16, enabled=encoder.precision == "bf16"):
-        encoded: Encoded = encoder({name: tensor.to(device) for name, tensor in batch.items()})
-    return encoded
+        return (call or encoder)({name: tensor.to(device) for name, tensor in batch.items()})
 
 
 @torch.inference_mode()
 def encode(encoder: Encoder, items: Sequence[Item], n_frames: int = 0) -> list[Row]:
     """Encode items in one batch; with `n_frames` > 0 their frames too, time-pooled to at most so many."""
     encoder.with_frames = n_frames > 0
-    encoded = run(encoder, encoder.collate(items))
+    encoded: Encoded = run(encoder, encoder.collate(items))
     vectors = encoded.pooled.float().cpu().numpy()
     if not n_frames:
         return [Row(vector) for vector in vectors]

@@ -22,6 +22,12 @@ FEW_GROUPS = 30  # below this a bootstrap over groups is rough
 @click.option("--target", "target_names", multiple=True, metavar="LABEL[:KIND]", help="What to predict; repeatable.")
 @click.option("--split", "split_name", help="The split whose training part it learns from. [default: split.name]")
 @click.option("--option", "option_pairs", multiple=True, metavar="KEY=VALUE", help="An option of the encoder.")
+@click.option(
+    "--objective",
+    type=click.Choice(["labels", "masked_events"]),
+    help="Or learn from MIDI without labels. [default: encoder_training.objective, labels]",
+)
+@click.option("--from", "start", type=click.Path(path_type=Path), help="Start from this trained encoder's weights.")
 @click.option("--name", help="Folder in encoders/ beside the store. [default: the encoder's name]")
 @click.option("--workers", type=click.IntRange(0), help="Processes that prepare. [default: all cores]")
 @click.option(
@@ -38,6 +44,8 @@ def train_encoder_command(
     target_names: tuple[str, ...],
     split_name: str | None,
     option_pairs: tuple[str, ...],
+    objective: str | None,
+    start: Path | None,
     name: str | None,
     workers: int | None,
     device: str,
@@ -47,7 +55,7 @@ def train_encoder_command(
 ) -> None:
     """Train an encoder on the raw segments of a split's training part, and leave it for `cli featurize`.
 
-    Augmentation, epochs and learning rate are set by preprocessing.audio and encoder_training.
+    Augmentation, epochs and learning rate are set by preprocessing and encoder_training.
 
     \b
     Example:
@@ -70,11 +78,12 @@ def train_encoder_command(
         trained = train_encoder(
             store,
             StoreRows(store, project.open_source(store), cls.modality),
-            _with_targets(project.config, target_names),
+            _with_objective(_with_targets(project.config, target_names), objective),
             encoder_name,
             options,
             folder=project.trained_encoders / name,
             split_name=split_name or project.config.split.name,
+            start=start,
             augmentation=augmentation_of(project.config, encoder_name, options),
             workers=os.cpu_count() or 1 if workers is None else workers,
             device=device,
@@ -196,6 +205,17 @@ def _with_targets(config: Any, names: tuple[str, ...]) -> Any:
     values = config.model_dump(mode="python")
     configured = {target.name: target for target in config.model.targets}
     values["model"]["targets"] = [_target(text, configured) for text in names]
+    return validated(values, "the options")
+
+
+def _with_objective(config: Any, objective: str | None) -> Any:
+    """The configuration with the objective that `--objective` names, where it names one."""
+    from fusion.config import validated
+
+    if objective is None:
+        return config
+    values = config.model_dump(mode="python")
+    values["encoder_training"]["objective"] = objective
     return validated(values, "the options")
 
 

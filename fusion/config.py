@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -51,6 +51,9 @@ class TrainingConfig(Section):
 class EncoderTrainingConfig(Section):
     """`cli train-encoder`: the same loop with raw segments, and what suits a network that learns from nothing."""
 
+    objective: Literal["labels", "masked_events"] = Field(
+        "labels", description="Or no labels: MIDI tokens are hidden, and predicted from those around them."
+    )
     epochs: int = Field(40, gt=0, description="At most; early stopping usually ends it.")
     patience: int = Field(10, gt=0, description="Epochs without a better validation loss before it stops.")
     batch_size: int = Field(16, gt=0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,10 +19,7 @@ class LeakError(TriadError):
 def check_encoders(store: Store, features: Mapping[str, str], splits: Sequence[Split], allow: bool) -> list[str]:
     """Notes for the report on every encoder that saw held-out groups. Raises `LeakError` where it saw their labels."""
     notes = []
-    for name in features.values():
-        trained_on = store.feature(name).record["trained_on"]
-        if trained_on is None:
-            continue
+    for name, trained_on in _trainings(store, features):
         seen = _seen_groups(store, trained_on)
         held_out = np.concatenate([split.rows(part) for split in splits for part in (Part.VAL, Part.TEST)])
         overlap = None if seen is None else len(seen & set(store.groups[held_out].tolist()))
@@ -45,6 +43,15 @@ def check_encoders(store: Store, features: Mapping[str, str], splits: Sequence[S
     if any(split.facts.get("leaks") for split in splits):
         notes.append("LEAK: this split cuts through groups; segments of one song stand on both sides.")
     return notes
+
+
+def _trainings(store: Store, features: Mapping[str, str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Each feature's name with what its encoder was trained on, and with what that one had started from."""
+    for name in features.values():
+        trained_on = store.feature(name).record["trained_on"]
+        while trained_on:
+            yield name, trained_on
+            trained_on = trained_on.get("before")
 
 
 def _selected_on_test(store: Store, trained_on: Mapping[str, object], splits: Sequence[Split]) -> int | None:

@@ -42,6 +42,9 @@ def encoder_lines(metrics: Mapping[str, Any]) -> list[str]:
         f"loss: training {train_loss[0]:.3f} at first, {train_loss[best]:.3f} at the best epoch;"
         f" validation {val_loss[0]:.3f}, {val_loss[best]:.3f}",
     ]
+    if metrics["val_loss_by_frequency"] is not None:
+        by_frequency = metrics["val_loss_by_frequency"]
+        lines.append(f"nats per hidden token; guessing by frequency alone comes to {by_frequency:.3f}")
     if metrics["unreadable"]:
         name, reason = next(iter(metrics["unreadable"].items()))
         lines.append(f"left out, unreadable: {len(metrics['unreadable']):,} (e.g. {name!r}: {reason})")

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -42,12 +42,32 @@ class TrainingData(Protocol):
         """
 
 
+class Objective(Protocol):
+    """What one output of a model is trained for: a `Target`, or something of the input itself."""
+
+    @property
+    def known(self) -> Tensor:
+        """bool (N,): the rows that it can be trained on."""
+
+    @property
+    def loss_weight(self) -> float: ...
+
+    def fitted_to(self, rows: np.ndarray) -> Self:
+        """With what is learned from the training rows beforehand, such as class weights."""
+
+    def loss(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """(B, K) to scalar."""
+
+    def predict(self, logits: Tensor) -> np.ndarray:
+        """(n, K), in terms that a user knows."""
+
+
 @dataclass
 class Trained:
     """A model with its best weights, and what happened on the way, one dict an epoch."""
 
     model: nn.Module
-    targets: list[Target]  # with the training split's class weights, mean and scale
+    targets: list[Any]  # with the training split's class weights, mean and scale
     best_epoch: int
     history: list[dict[str, Any]] = field(default_factory=list)
 
@@ -85,7 +105,7 @@ def train(
 def train_model(
     model: nn.Module,
     data: TrainingData,
-    targets: Sequence[Target],
+    targets: Sequence[Objective],
     train_rows: np.ndarray,
     val_rows: np.ndarray,
     training: TrainingConfig | EncoderTrainingConfig,
@@ -148,7 +168,7 @@ def train_model(
     return Trained(model.eval(), targets, best_epoch, history)
 
 
-def total_loss(targets: Sequence[Target], logits: Sequence[Tensor], rows: Tensor) -> Tensor:
+def total_loss(targets: Sequence[Objective], logits: Sequence[Tensor], rows: Tensor) -> Tensor:
     """The weighted sum of the targets' losses over some rows."""
     return torch.stack([t.loss_weight * t.loss(out, rows) for t, out in zip(targets, logits, strict=True)]).sum()
 
@@ -174,7 +194,7 @@ def infer(
     return joined, None if weights[0] is None else torch.cat(weights)
 
 
-def _with_a_label(rows: np.ndarray, targets: Sequence[Target]) -> np.ndarray:
+def _with_a_label(rows: np.ndarray, targets: Sequence[Objective]) -> np.ndarray:
     known = torch.stack([target.known for target in targets]).any(dim=0).numpy()
     kept: np.ndarray = rows[known[rows]]
     return kept

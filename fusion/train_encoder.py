@@ -1,12 +1,13 @@
 """`train-encoder`: an encoder with a linear head for each target, trained on one split's raw segments by the one loop.
 
-The test part is never read. What was seen stands in the encoder's record: the training part, and the validation part
-that stopped it; `fit` compares them with the split it evaluates on (`fusion.leaks`).
+A MIDI encoder can also learn without labels (`encoder_training.objective`), and one training can start from another's
+weights. The test part is never read. What was seen stands in the encoder's record: the training part, and the
+validation part that stopped it; `fit` compares them with the split it evaluates on (`fusion.leaks`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,20 +21,22 @@ from featurize.augment import AudioAugmentation
 from featurize.augment_midi import MidiAugmentation
 from featurize.encode import run, set_up
 from featurize.encoders import build_encoder, encoder_class
-from featurize.encoders.base import AudioEncoder, Batch, Encoder
+from featurize.encoders.base import AudioEncoder, Batch, Encoded, Encoder
+from featurize.encoders.transformer import TokenTransformer
 from featurize.errors import ConfigError
 from featurize.extract import RawSource
 from featurize.pipeline import ids_sha256
 from featurize.splits import check_split
-from featurize.trained import save_trained
+from featurize.trained import load_trained, save_trained
 from fusion import baselines
 from fusion.config import Config
 from fusion.data import SegmentData, load_segments
+from fusion.masked_events import MaskedEventLosses, MaskedEvents, nats_by_frequency
 from fusion.metrics import GroupBootstrap, headline_metric, interval, score
 from fusion.raw_data import Augmentation, RawInputs
 from fusion.runs import environment, new_run, write_config, write_json, write_table
 from fusion.targets import Target, load_targets
-from fusion.train import Trained, train_model
+from fusion.train import Objective, train_model
 from stores.store import Part, Split, Store
 
 RESAMPLES = 2000
@@ -51,7 +54,8 @@ class EncoderWithHeads(nn.Module):
 
     def forward(self, batch: Batch, present: Tensor) -> tuple[list[Tensor], None]:
         """Logits (B, K) for each target, on the CPU, where the labels are."""
-        hidden = self.dropout(run(self.encoder, batch).pooled.float())
+        encoded: Encoded = run(self.encoder, batch)
+        hidden = self.dropout(encoded.pooled.float())
         return [head(hidden).cpu() for head in self.heads], None
 
 
@@ -72,6 +76,7 @@ def train_encoder(
     *,
     folder: Path,
     split_name: str,
+    start: Path | None = None,
     augmentation: Augmentation | None = None,
     workers: int = 0,
     device: str = "auto",
@@ -80,21 +85,30 @@ def train_encoder(
 ) -> TrainedEncoder:
     """Train encoder `name` on the training part of a split and leave it in `folder`, replacing what was there.
 
-    source: raw inputs of the encoder's modality, by row of the store. Raises `TriadError`s where something is amiss.
+    source: raw inputs of the encoder's modality, by row of the store. start: a folder with an encoder of the same kind,
+    whose weights it begins with. Raises `TriadError`s where something is amiss.
     """
     if not encoder_class(name).must_train:
         raise ConfigError(f"Encoder {name} needs no training; use it as it is: cli featurize --encoder {name}")
     training = config.encoder_training
     split = store.split(split_name)
     check_split(split, store.groups)
-    targets = load_targets(store, list(config.model.targets))
+    targets = load_targets(store, list(config.model.targets)) if training.objective == "labels" else []
     torch.manual_seed(training.seed)
-    encoder = build_encoder(name, options)
-    model = EncoderWithHeads(encoder, targets, training.dropout)
+    encoder = build_encoder(name, options) if start is None else load_trained(start, name, options)
+    model: nn.Module
+    objectives: list[Objective]
+    if training.objective == "labels":
+        model, objectives = EncoderWithHeads(encoder, targets, training.dropout), list(targets)
+    elif isinstance(encoder, TokenTransformer):
+        objectives = [MaskedEvents(torch.ones(store.n_segments, dtype=torch.bool))]
+        model = MaskedEventLosses(encoder)
+    else:
+        raise ConfigError(f"Encoder {name} cannot learn from masked events; event and music_transformer can.")
     model.to(_device(encoder, device, precision))
 
     wanted = np.sort(np.concatenate([split.rows(Part.TRAIN), split.rows(Part.VAL)]))
-    wanted = wanted[torch.stack([target.known for target in targets]).any(dim=0).numpy()[wanted]]
+    wanted = wanted[torch.stack([objective.known for objective in objectives]).any(dim=0).numpy()[wanted]]
     inputs = RawInputs(
         encoder,
         source,
@@ -107,15 +121,21 @@ def train_encoder(
     with inputs:
         train_rows, val_rows = (inputs.usable(split.rows(part)) for part in (Part.TRAIN, Part.VAL))
         if len(train_rows) == 0:
-            raise ConfigError(f"Split {split.name} has no training segment with {encoder.modality} and a label.")
+            and_a_label = " and a label" if targets else ""
+            raise ConfigError(f"Split {split.name} has no training segment with {encoder.modality}{and_a_label}.")
         trained = train_model(
-            model, inputs, targets, train_rows, val_rows, training, training.seed, _named(progress, "epochs")
+            model, inputs, objectives, train_rows, val_rows, training, training.seed, _named(progress, "epochs")
         )
         outputs, _ = trained.predict(inputs, val_rows)
-    encoder.to("cpu").trained_on = _seen(store, split)
+        by_frequency = None
+        if isinstance(model, MaskedEventLosses):
+            by_frequency = nats_by_frequency(model.encoder, _batches(inputs, train_rows), _batches(inputs, val_rows))
+    encoder.to("cpu").trained_on = _seen(store, split, bool(targets), encoder.trained_on)
     metrics = {
         "encoder": name,
         "modality": encoder.modality,
+        "objective": training.objective,
+        "started_from": None if start is None else str(start),
         "split": split.name,
         "n_train": len(train_rows),
         "n_val": len(val_rows),
@@ -125,7 +145,10 @@ def train_encoder(
         "train_loss": [epoch["train_loss"] for epoch in trained.history],
         "val_loss": [epoch["val_loss"] for epoch in trained.history],
         "seconds_per_epoch": float(np.median([epoch["seconds"] for epoch in trained.history])),
-        "targets": _validation(store, trained, outputs, name, encoder.modality, train_rows, val_rows),
+        "val_loss_by_frequency": by_frequency,
+        "targets": _validation(store, trained.targets, outputs, name, encoder.modality, train_rows, val_rows)
+        if targets
+        else {},
     }
     with new_run(folder.parent, folder.name) as partial:
         save_trained(partial, encoder, options)
@@ -153,20 +176,27 @@ def _device(encoder: Encoder, device: str, precision: str) -> torch.device:
     return next(encoder.parameters()).device
 
 
-def _seen(store: Store, split: Split) -> dict[str, Any]:
+def _batches(inputs: RawInputs, rows: np.ndarray) -> Iterator[Batch]:
+    """As `infer` takes them, so that the same tokens are hidden."""
+    return (batch for _, batch in inputs.batches(torch.from_numpy(rows).split(inputs.evaluation_batch)))
+
+
+def _seen(store: Store, split: Split, labels: bool, before: Mapping[str, Any] | None) -> dict[str, Any]:
+    """before: what the encoder that it started from had seen."""
     train, val = split.rows(Part.TRAIN), split.rows(Part.VAL)
     return {
         "split": split.name,
         "n_segments": len(train),
         "ids_sha256": ids_sha256(store.ids[train]),
         "val_ids_sha256": ids_sha256(store.ids[val]),  # they chose the epoch
-        "labels": True,
+        "labels": labels,
+        **({"before": dict(before)} if before else {}),
     }
 
 
 def _validation(
     store: Store,
-    trained: Trained,
+    targets: Sequence[Target],
     outputs: Sequence[np.ndarray],
     name: str,
     modality: str,
@@ -177,7 +207,7 @@ def _validation(
     and of the prior: all on the same rows, each chosen on these rows, none tested."""
     stored = {feature: _only(store, feature) for feature in store.features() if feature.startswith(f"{modality}/")}
     result: dict[str, Any] = {}
-    for target, output in zip(trained.targets, outputs, strict=True):
+    for target, output in zip(targets, outputs, strict=True):
         predictions = {name: output}
         for feature, data in stored.items():
             inputs = baselines.concatenation(data, train_rows)

@@ -152,3 +152,71 @@ def test_a_saved_encoder_is_the_same_and_refuses_what_it_is_not(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"no weights at all")
     with pytest.raises(ConfigError, match="not an encoder that cli train-encoder wrote"):
         load_trained(tmp_path, "mel_cnn", {})
+
+
+SMALL_MIDI = ["--set", "encoder_training.epochs=6", "--workers", "0", "--option", "hidden_dim=16"]
+SMALL_MIDI += ["--option", "n_layers=1", "--option", "n_heads=2"]
+
+
+def test_midi_is_learned_without_labels_and_then_with_them(ingested, run_cli):
+    """Guessing hidden notes gets better than their frequencies tell; its weights start the next training; and `fit`
+    looks at all that either has seen."""
+    more = ["encoder_training.lr=0.01", "encoder_training.batch_size=4", "encoder_training.epochs=20"]
+    masked = ["train-encoder", "--encoder", "music_transformer", *SMALL_MIDI, "--objective", "masked_events"]
+    output = run_cli(*masked, *(part for setting in more for part in ("--set", setting))).output
+    metrics = json.loads((ingested / "encoders/music_transformer/metrics.json").read_text())
+    assert "nats per hidden token" in output and metrics["targets"] == {}
+    best = metrics["val_loss"][metrics["best_epoch"] - 1]
+    assert best < metrics["val_loss_by_frequency"]
+
+    start = ["--from", "encoders/music_transformer", "--name", "tuned", "--target", "mood", *SMALL_MIDI]
+    run_cli("split", "--name", "other", "--seed", 5)
+    run_cli("train-encoder", "--encoder", "music_transformer", *start, "--split", "other")
+    before = load_trained(ingested / "encoders/music_transformer", "music_transformer", {})
+    tuned = load_trained(ingested / "encoders/tuned", "music_transformer", {})
+    assert before.trained_on["labels"] is False and tuned.trained_on["labels"] is True
+    assert tuned.trained_on["before"] == before.trained_on
+    assert tuned.weights()["sha256"] != before.weights()["sha256"]
+
+    run_cli("featurize", "--encoder", "music_transformer", "--option", "pretrained_model=encoders/tuned")
+    quick = ["--set", "training.epochs=1", "--seeds", 1, "--target", "mood", "--no-baselines"]
+    output = run_cli("fit", "--split", "other", *quick).output
+    assert "was trained on split default and saw" in output and "without labels" in output
+
+
+def test_only_encoders_of_tokens_learn_without_labels(ingested, run_cli):
+    output = run_cli("train-encoder", "--encoder", "mel_cnn", "--objective", "masked_events", *QUICK, code=2).output
+    assert "mel_cnn cannot learn from masked events; event and music_transformer can" in output
+
+
+def test_the_same_tokens_are_hidden_after_every_epoch():
+    """So that epochs can be compared; in training they are drawn anew."""
+    from featurize.encoders.event import EventBasedEncoder
+    from fusion.masked_events import MaskedEventLosses
+    from tests.test_event import any_notes
+
+    torch.manual_seed(0)
+    encoder = EventBasedEncoder(hidden_dim=16, n_layers=1, n_heads=2, dropout=0.0)
+    model = MaskedEventLosses(encoder)
+    batch = encoder.collate([encoder.prepare_score(any_notes(n, n)) for n in (5, 40)])
+    present = torch.ones(2, 1, dtype=torch.bool)
+    with torch.no_grad():
+        (first,), (second,) = (model.eval()(batch, present)[0] for _ in range(2))
+        (third,), (fourth,) = (model.train()(batch, present)[0] for _ in range(2))
+    assert first.shape == (2, 1) and torch.equal(first, second) and not torch.equal(third, fourth)
+
+
+def test_frequencies_are_counted_and_smoothed():
+    """Two ids seen 3 and 1 times of a vocabulary of n: the second's probability is (1 + 1) / (4 + n)."""
+    from featurize.encoders.event import EventBasedEncoder
+    from fusion.masked_events import nats_by_frequency
+
+    encoder = EventBasedEncoder(hidden_dim=4, n_layers=1, n_heads=1)
+    (n_ids,) = encoder.vocabulary_sizes
+
+    def batch(*ids):
+        mask = torch.ones(1, len(ids), dtype=torch.bool)
+        return {"ids": torch.tensor(ids)[None, :, None], "mask": mask, "n_windows": torch.tensor([1])}
+
+    found = nats_by_frequency(encoder, [batch(7, 7, 9, 7)], [batch(9), batch(7)])
+    assert found == pytest.approx(-(np.log(2 / (4 + n_ids)) + np.log(4 / (4 + n_ids))) / 2, rel=1e-6)

@@ -28,7 +28,7 @@ class EventBasedEncoder(TokenTransformer):
     """hidden_dim: D. dropout: in training, of the embeddings, the attention and what each block adds.
 
     tokenization: "separate", or "compound" for one token per note, whose columns are added up. max_events: tokens in a
-    window; a segment with more is read in several.
+    window; a segment with more is read in several. vocab_size: only compared with the tokens' own.
     """
 
     name = "event"
@@ -42,10 +42,17 @@ class EventBasedEncoder(TokenTransformer):
         dropout: float = 0.1,
         tokenization: Tokenization = "separate",
         max_events: int = 1024,
+        vocab_size: int | None = None,
     ):
         tokenizer = MidiTokenizer(tokenization, max_events)
         super().__init__(
-            tokenizer, tokenizer.columns, hidden_dim=hidden_dim, n_layers=n_layers, n_heads=n_heads, dropout=dropout
+            tokenizer,
+            tokenizer.columns,
+            hidden_dim=hidden_dim,
+            n_layers=n_layers,
+            n_heads=n_heads,
+            dropout=dropout,
+            vocab_size=vocab_size,
         )
         self.settings = {**self.settings, "places": f"sines, as in Vaswani et al. 2017; base {LONGEST_WAVE}"}
 

@@ -34,7 +34,7 @@ class MusicTransformer(TokenTransformer):
     """hidden_dim: D. dropout: in training, of the embeddings, the attention and what each block adds.
 
     max_bar_distance: bars farther apart count as so far apart. max_events: notes in a window; a segment with more is
-    read in several.
+    read in several. vocab_size: only compared with the tokens' own.
     """
 
     name = "music_transformer"
@@ -48,6 +48,7 @@ class MusicTransformer(TokenTransformer):
         dropout: float = 0.1,
         max_bar_distance: int = 8,
         max_events: int = 1024,
+        vocab_size: int | None = None,
     ):
         if max_bar_distance < 1:
             raise ValueError(f"max_bar_distance is {max_bar_distance}; expected at least 1")
@@ -58,6 +59,7 @@ class MusicTransformer(TokenTransformer):
             n_layers=n_layers,
             n_heads=n_heads,
             dropout=dropout,
+            vocab_size=vocab_size,
             relations=(2 * max_bar_distance + 1, N_STEP_KINDS),
         )
         self.settings = {**self.settings, "max_bar_distance": max_bar_distance, "step_edges": list(STEP_EDGES)}

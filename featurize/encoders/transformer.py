@@ -63,9 +63,13 @@ class TokenTransformer(MIDIEncoder):
         n_layers: int,
         n_heads: int,
         dropout: float,
+        vocab_size: int | None,
         relations: Sequence[int] = (),
     ):
-        """columns: of the tokens, which are read. relations: how many kinds there are of each (`Layer`)."""
+        """columns: of the tokens, which are read. relations: how many kinds there are of each (`Layer`).
+
+        vocab_size: of all columns that are read. The tokens decide it; a number given is only compared with theirs.
+        """
         super().__init__()
         sizes = {"hidden_dim": hidden_dim, "n_layers": n_layers, "n_heads": n_heads}
         for option, value in sizes.items():
@@ -75,6 +79,13 @@ class TokenTransformer(MIDIEncoder):
             raise ValueError(f"hidden_dim is {hidden_dim}; expected a multiple of n_heads, {n_heads}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout is {dropout}; expected 0 to below 1")
+        self._columns = [tokenizer.columns.index(column) for column in columns]
+        self.vocabulary_sizes = [tokenizer.vocabulary_sizes[column] for column in self._columns]
+        if vocab_size not in (None, sum(self.vocabulary_sizes)):
+            raise ValueError(
+                f"vocab_size is {vocab_size}; {tokenizer.tokenization} tokens have {sum(self.vocabulary_sizes)}. "
+                "Leave it null"
+            )
         self.width = hidden_dim
         self.settings = {
             **READING,
@@ -83,12 +94,11 @@ class TokenTransformer(MIDIEncoder):
             "windows": "of whole notes from the first on; halved, at a bar line where known, down to max_events",
             **sizes,
             "dropout": dropout,
+            "vocab_size": sum(self.vocabulary_sizes),
             "pooling": "mean over the tokens of all windows",
             "version": 1,  # raise it when the same weights would give other numbers
         }
         self._tokenizer = tokenizer
-        self._columns = [tokenizer.columns.index(column) for column in columns]
-        self.vocabulary_sizes = [tokenizer.vocabulary_sizes[column] for column in self._columns]
         first_ids = np.cumsum([0, *self.vocabulary_sizes[:-1]])
         self.register_buffer("first_ids", torch.from_numpy(first_ids), persistent=False)
         self.embedding = nn.Embedding(sum(self.vocabulary_sizes), hidden_dim)
@@ -209,10 +219,23 @@ class MaskedEventModel(nn.Module):
         self.head = nn.Linear(encoder.width, sum(encoder.vocabulary_sizes))
 
     def forward(self, batch: Batch, seed: int) -> Tensor:
-        """Cross-entropy of the hidden tokens in nats, the mean over columns. The seed says which tokens are hidden."""
+        """Cross-entropy of each item's hidden tokens, float (B,): nats, the mean over columns and tokens.
+
+        The seed says which tokens are hidden.
+        """
         hidden = choose_hidden(batch["mask"], seed)
-        columns = zip(self.predict(batch, hidden), batch["ids"][hidden].unbind(dim=1), strict=True)
-        return torch.stack([cross_entropy(logits, ids) for logits, ids in columns]).mean()
+        return self.item_means(batch, hidden, self.predict(batch, hidden))
+
+    @staticmethod
+    def item_means(batch: Batch, hidden: Tensor, logits: Sequence[Tensor]) -> Tensor:
+        """Of what was predicted for each column's hidden tokens, float (n, ids), the cross-entropy of each item."""
+        columns = zip(logits, batch["ids"][hidden].unbind(dim=1), strict=True)
+        of_tokens = torch.stack([cross_entropy(out, ids, reduction="none") for out, ids in columns]).mean(dim=0)
+        n_items = len(batch["n_windows"])
+        of_windows = torch.arange(n_items, device=of_tokens.device).repeat_interleave(batch["n_windows"])
+        item = of_windows.repeat_interleave(hidden.sum(dim=1))
+        sums = of_tokens.new_zeros(n_items).index_add(0, item, of_tokens)
+        return sums / torch.bincount(item, minlength=n_items)
 
     def predict(self, batch: Batch, hidden: Tensor) -> tuple[Tensor, ...]:
         """For each column the logits, float (n, ids), of the n tokens where `hidden`, bool (W, L), is true."""
