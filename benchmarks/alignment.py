@@ -29,9 +29,11 @@ from benchmarks import machine
 from featurize.align import (
     LEAST_ONSETS_APART,
     LEAST_ONSETS_TOGETHER,
+    MANY_ONSETS,
     MAX_OFFSET_SECONDS,
     RATE_HZ,
     SURELY_APART,
+    SURELY_APART_OF_FEW,
     SURELY_TOGETHER,
     Alignment,
     measure,
@@ -348,8 +350,8 @@ def print_rule(outcomes: Sequence[Outcome]) -> None:
     half, most = np.quantile(second, [0.5, 0.99])
     print(f"second-best offset of pairs together: under {half:.2f} in half of them, under {most:.2f} in 99%")
     print(
-        f"in use: apart under {SURELY_APART} from {LEAST_ONSETS_APART} onsets on, together over {SURELY_TOGETHER} from"
-        f" {LEAST_ONSETS_TOGETHER} on"
+        f"in use: apart under {SURELY_APART_OF_FEW} from {LEAST_ONSETS_APART} onsets on and under {SURELY_APART} from"
+        f" {MANY_ONSETS} on, together over {SURELY_TOGETHER} from {LEAST_ONSETS_TOGETHER} on"
     )
 
 

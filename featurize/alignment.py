@@ -53,7 +53,7 @@ class Correction:
     def apply(self, row: int, raw: RawMidi) -> RawMidi | None:
         if self.excluded[row]:
             return None
-        return replace(raw, shift_seconds=float(self.shift_seconds[row])) if self.shift_seconds[row] else raw
+        return replace(raw, shift_seconds=raw.shift_seconds + float(self.shift_seconds[row]))
 
 
 def align(

@@ -27,6 +27,8 @@ FOLDER_COLUMNS = {
     "midi_path": "midi_path",
     "start_seconds": "start_seconds",
     "end_seconds": "end_seconds",
+    "audio_start_seconds": "audio_start_seconds",
+    "midi_start_seconds": "midi_start_seconds",
     "has_text": "has_text",
     "has_audio": "has_audio",
     "has_midi": "has_midi",
@@ -61,6 +63,8 @@ class ColumnsConfig(Section):
     midi_path: str | None = None
     start_seconds: str | None = None
     end_seconds: str | None = None
+    audio_start_seconds: str | None = None
+    midi_start_seconds: str | None = None
     has_text: str | None = None
     has_audio: str | None = None
     has_midi: str | None = None

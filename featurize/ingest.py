@@ -22,6 +22,7 @@ from featurize.labels import Label, read_label
 from featurize.segments import MODALITIES
 from featurize.sources import Source, open_source
 from featurize.sources.base import FLAGS, stays_inside
+from featurize.stated_times import compare_times
 from stores import open_store
 from stores.base import STRING
 from stores.carry import carry_over
@@ -29,9 +30,7 @@ from stores.store import DEFAULT_CHUNK_ROWS, Store
 from stores.zarr_store import new_zarr_tree
 
 EXAMPLES = 3
-SPANS_LOOKED_AT = 50  # audio files whose length is compared with the segment's times
 TIMES = "Times are seconds (12.5), LRC stamps ([00:12.50]), or SMPTE timecodes with --set data.timecode_rate=25."
-SPAN_TOLERANCE_SECONDS = 0.5  # encoders pad and cut their files by some milliseconds
 
 
 class Severity(StrEnum):
@@ -71,14 +70,15 @@ class Ingest:
 
 
 def check(path: Path, config: DataConfig, targets: Iterable[TargetConfig] = ()) -> Ingest:
-    """Read the table at `path` and look at every row, opening no media. Raises `SourceError` on an unusable table."""
+    """Read the table at `path` and look at every row, and into some of the media. Raises `SourceError` on an unusable table."""
     source = open_source(path, config)
     found = Ingest(source, {}, {}, {})
     _check_ids(found)
     _check_groups(found)
     _check_times(found)
     _check_media(found)
-    _check_spans(found)
+    if not found.errors:  # it reads media, where the table says they are
+        _check_stated_times(found)
     labels, skipped = _read_labels(source, config, list(targets))
     _check_labels(found, labels, skipped)
     texts = {"id": source.ids, "group": source.groups}
@@ -192,7 +192,7 @@ def _check_groups(found: Ingest) -> None:
 
 def _check_times(found: Ingest) -> None:
     source = found.source
-    unreadable = sorted({*source.unreadable_starts, *source.unreadable_ends})
+    unreadable = sorted({*source.unreadable_starts, *source.unreadable_ends, *source.unreadable_file_starts})
     _problem(found, Severity.ERROR, "time that is no number", unreadable, TIMES)
     backwards = source.end_seconds <= source.start_seconds
     negative = source.start_seconds < 0
@@ -233,26 +233,11 @@ def _check_media(found: Ingest) -> None:
             _problem(found, Severity.WARNING, f"{FLAGS[modality]}, but the id is in no media file", rows, remedy)
 
 
-def _check_spans(found: Ingest) -> None:
-    """Segments that reach beyond their audio file: most likely the file is the segment and the times are the song's."""
-    import soundfile
-
+def _check_stated_times(found: Ingest) -> None:
     source = found.source
-    if source.scopes["audio"] == "segment":
-        return
-    timed = found.presence["audio"] & ~np.isnan(source.end_seconds) & (source.start_seconds > 0)
-    rows = [row for row in np.flatnonzero(timed).tolist() if source.paths["audio"][row] is not None]
-    beyond = []
-    for row in rows[:: max(1, len(rows) // SPANS_LOOKED_AT)]:
-        try:
-            seconds = soundfile.info(source.root / str(source.paths["audio"][row])).duration
-        except (OSError, RuntimeError):  # not audio: `featurize` says so row by row
-            continue
-        if source.end_seconds[row] > seconds + SPAN_TOLERANCE_SECONDS:
-            span = f"{source.start_seconds[row]:g} to {source.end_seconds[row]:g} s"
-            beyond.append(f"{_show(source, row)}: {span} of {seconds:.1f} s")
-    remedy = "If each file is the segment already: --set data.audio_is=segment (and data.midi_is=segment for MIDI)."
-    _problem(found, Severity.WARNING, "segment that ends after its audio file (of a sample looked at)", beyond, remedy)
+    for finding in compare_times(source, found.presence):
+        rows = [f"{_show(source, row)}: {seen}" for row, seen in finding.rows.items()]
+        _problem(found, Severity.NOTE if finding.is_harmless else Severity.WARNING, finding.what, rows, finding.remedy)
 
 
 def _look_for_media(source: Source, modality: str) -> tuple[np.ndarray, list[int], list[int], list[int], list[int]]:

@@ -54,7 +54,7 @@ class RawAudio:
 class RawMidi:
     """A Standard MIDI File, on disk (`path`) or as bytes (`data`).
 
-    shift_seconds: added to the file's times before the segment is cut; `cli align` measures it.
+    shift_seconds: added to the file's times before the segment is cut; stated by the table, measured by `cli align`.
     """
 
     path: Path | None = None

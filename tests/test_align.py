@@ -224,8 +224,10 @@ def test_the_same_input_gives_the_same_result(piece: Piece) -> None:
         (30, 1.07, 0.3, False, None, "may be chance"),
         (30, 2.0, 0.95, False, None, "another offset"),
         (30, 2.0, 0.3, True, None, "at the end of the offsets"),
+        (12, 0.95, 0.3, False, None, "may be chance"),
+        (12, 0.85, 0.3, False, False, "no better than transposed or reversed"),
         (5, 2.0, 0.3, False, True, "2.00 times as well"),
-        (5, 0.9, 0.3, False, None, "too few onsets"),
+        (5, 0.85, 0.3, False, None, "too few onsets"),
         (3, 2.0, 0.3, False, None, "too few onsets"),
     ],
 )

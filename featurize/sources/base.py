@@ -58,6 +58,12 @@ class Source:
         self.timecode_rate = timecode_rate
         self.start_seconds, self.unreadable_starts = table.seconds("start_seconds", timecode_rate)
         self.end_seconds, self.unreadable_ends = table.seconds("end_seconds", timecode_rate)
+        self.file_start_seconds = {}
+        self.unreadable_file_starts: list[int] = []
+        for modality in ("audio", "midi"):
+            starts, unreadable = table.seconds(f"{modality}_start_seconds", timecode_rate)
+            self.file_start_seconds[modality] = starts
+            self.unreadable_file_starts += unreadable
         self.texts = table.texts("text")
         self.paths = {modality: table.texts(role) for modality, role in PATHS.items()}
         self.flags = {modality: table.flags(role) for modality, role in FLAGS.items()}
@@ -77,6 +83,27 @@ class Source:
         if not self.allow_outside_root and not stays_inside(path, self.root):
             raise UnreadableInput(f"{stated} leaves the data folder {self.root}")
         return path
+
+    def span(self, row: int, modality: str) -> tuple[float | None, float | None]:
+        """Where the segment lies in its file, in the file's own time; `None` where nothing is cut."""
+        if self.scopes[modality] == "segment":
+            return None, None
+        begins = self.begins(row, modality)
+        start, end = self.start_seconds[row] - begins, self.end_seconds[row] - begins
+        return (None if np.isnan(start) else float(start)), (None if np.isnan(end) else float(end))
+
+    def begins(self, row: int, modality: str) -> float:
+        """When the file or blob begins, on the clock of `start_seconds`: as stated, else a song at 0."""
+        stated = self.file_start_seconds[modality][row]
+        unstated = 0.0 if self.scopes[modality] == "song" else np.nan_to_num(self.start_seconds[row])
+        return float(unstated if np.isnan(stated) else stated)
+
+    def midi_shift_seconds(self, row: int) -> float:
+        """What is added to the times of MIDI that is a segment already: they then count from where its audio begins."""
+        if self.scopes["midi"] == "song" or np.isnan(self.file_start_seconds["midi"][row]):
+            return 0.0
+        audio_begins = self.begins(row, "audio") if self.scopes["audio"] == "segment" else self.start_seconds[row]
+        return self.begins(row, "midi") - float(np.nan_to_num(audio_begins))
 
     def raw(self, row: int, modality: str) -> Raw | None:
         """The raw input; `None` where the segment has no such modality. Raises `UnreadableInput`."""
@@ -109,7 +136,7 @@ class Source:
             return RawText(content.decode("latin-1"))
 
     def _audio(self, row: int) -> RawAudio | None:
-        start, end = self._span(row, "audio")
+        start, end = self.span(row, "audio")
         blob = self.blobs.audio(row) if self.blobs is not None and self.flags["audio"][row] is not False else None
         if blob is not None:
             samples, sample_rate_hz = blob
@@ -118,12 +145,15 @@ class Source:
         return None if path is None else RawAudio(path=path, start_seconds=start, end_seconds=end)
 
     def _midi(self, row: int) -> RawMidi | None:
-        start, end = self._span(row, "midi")
+        start, end = self.span(row, "midi")
+        shift = self.midi_shift_seconds(row)
         data = self.blobs.midi(row) if self.blobs is not None and self.flags["midi"][row] is not False else None
         if data is not None:
-            return RawMidi(data=data, start_seconds=start, end_seconds=end)
+            return RawMidi(data=data, start_seconds=start, end_seconds=end, shift_seconds=shift)
         path = self._media_file(row, "midi")
-        return None if path is None else RawMidi(path=path, start_seconds=start, end_seconds=end)
+        if path is None:
+            return None
+        return RawMidi(path=path, start_seconds=start, end_seconds=end, shift_seconds=shift)
 
     def _media_file(self, row: int, modality: str) -> Path | None:
         path = self.file(row, modality)
@@ -132,12 +162,6 @@ class Source:
         if self.flags[modality][row] is False:  # the table says there is none, and there is none
             return None
         raise UnreadableInput(f"{self.paths[modality][row]} does not exist in {self.root}")
-
-    def _span(self, row: int, modality: str) -> tuple[float | None, float | None]:
-        if self.scopes[modality] == "segment":
-            return None, None
-        start, end = self.start_seconds[row], self.end_seconds[row]
-        return (None if np.isnan(start) else float(start)), (None if np.isnan(end) else float(end))
 
 
 def stays_inside(path: Path, root: Path) -> bool:

@@ -1,0 +1,137 @@
+"""What the table and the media state about time, compared: `cli ingest` tells what does not fit.
+
+Conventions
+-----------
+* Times are seconds on the clock of `start_seconds`, the song's. A file or blob begins on it where `audio_start_seconds`
+  or `midi_start_seconds` says; where nothing is said, a song at 0 and a segment at its `start_seconds`.
+* Rows are looked at by sample, spread over the table; of blobs, which can only be read forward, the first.
+* `cli align` measures what is stated here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from featurize.segments import RawAudio, RawMidi, UnreadableInput
+from featurize.sources.base import Source
+from featurize.workers import Failure, Preparer
+
+FILES_LOOKED_AT, BLOBS_LOOKED_AT = 200, 10
+TOLERANCE_SECONDS = 0.5  # encoders pad and cut their files by some milliseconds; musicians play on
+SAME_SECONDS = 0.02  # what `cli align` can tell apart
+TIMEOUT_SECONDS = 30.0  # for one MIDI file
+
+REMEDY_SONG = "If each file is the segment already: --set data.audio_is=segment (and data.midi_is=segment for MIDI)."
+REMEDY_LENGTH = "Is the sample rate right, and are start_seconds and end_seconds? Nothing is cut from a segment."
+REMEDY_WHOLE = (
+    "If the file is the whole song, state start_seconds and end_seconds (or --set data.midi_is=song); if it is another "
+    "piece or version, cli align finds out."
+)
+REMEDY_SHIFT = "Their MIDI is shifted by the difference when it is read. Measure whether that is right: cli align"
+REMEDY_OFFSET = "The file's own offset is not applied; state what holds in column midi_start_seconds."
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What does not fit, and in which rows: row number to what is seen there."""
+
+    what: str
+    rows: dict[int, str]
+    remedy: str
+    is_harmless: bool = False
+
+
+def compare_times(source: Source, presence: dict[str, np.ndarray]) -> list[Finding]:
+    """What does not fit. presence: bool (N,) for each modality."""
+    lengths = dict(_audio_lengths(source, presence))
+    stated = source.end_seconds - source.start_seconds
+    beyond: dict[int, str] = {}
+    unequal: dict[int, str] = {}
+    late: dict[int, str] = {}
+    other_start: dict[int, str] = {}
+    other_offset: dict[int, str] = {}
+    for row, seconds in lengths.items():
+        start, end = source.span(row, "audio")
+        if end is not None and end > seconds + TOLERANCE_SECONDS:
+            beyond[row] = f"{start or 0:g} to {end:g} s of {seconds:.1f} s"
+        elif end is None and abs(seconds - stated[row]) > TOLERANCE_SECONDS:
+            unequal[row] = f"{seconds:.1f} s, stated {stated[row]:.1f} s"
+    for row, (last_onset, offset) in _midi_times(source, presence):
+        start, end = source.span(row, "midi")
+        expected = stated[row] if not np.isnan(stated[row]) else lengths.get(row, np.nan)
+        if end is None and last_onset > expected + TOLERANCE_SECONDS:
+            late[row] = f"notes until {last_onset:.1f} s, segment of {expected:.1f} s"
+        if offset and abs(offset - source.begins(row, "midi")) > SAME_SECONDS:
+            other_offset[row] = f"{offset:.3f} s in the file, {source.begins(row, 'midi'):.3f} s by the table"
+    for row in np.flatnonzero(presence["midi"] & presence["audio"]).tolist():
+        shift = source.midi_shift_seconds(row)
+        if abs(shift) > SAME_SECONDS:
+            other_start[row] = f"{shift:+.3f} s"
+    sampled = "(of a sample looked at)"
+    return [
+        Finding(f"segment that ends after its audio file {sampled}", beyond, REMEDY_SONG),
+        Finding(f"audio whose length is not its segment's {sampled}", unequal, REMEDY_LENGTH),
+        Finding(f"MIDI that goes on after its segment {sampled}", late, REMEDY_WHOLE),
+        Finding("MIDI that starts at another time than its segment's audio", other_start, REMEDY_SHIFT, True),
+        Finding(f"MIDI with an SMPTE offset that is not its start {sampled}", other_offset, REMEDY_OFFSET, True),
+    ]
+
+
+def _sample(source: Source, modality: str, presence: dict[str, np.ndarray]) -> Iterator[tuple[int, Any]]:
+    rows = np.flatnonzero(presence[modality])
+    if source.has_blobs(modality):
+        rows = rows[:BLOBS_LOOKED_AT]
+    for row in rows[:: max(1, -(-len(rows) // FILES_LOOKED_AT))].tolist():
+        try:
+            raw = source.raw(row, modality)
+        except UnreadableInput:  # `featurize` says so row by row
+            continue
+        if raw is not None:
+            yield row, raw
+
+
+def _audio_lengths(source: Source, presence: dict[str, np.ndarray]) -> Iterator[tuple[int, float]]:
+    for row, raw in _sample(source, "audio", presence):
+        seconds = _audio_seconds(raw)
+        if seconds is not None:
+            yield row, seconds
+
+
+def _audio_seconds(raw: RawAudio) -> float | None:
+    """Of the whole file or blob."""
+    import soundfile
+
+    if raw.path is None:
+        return len(raw.samples or b"") / 4 / raw.sample_rate_hz if raw.sample_rate_hz else None
+    try:
+        return float(soundfile.info(raw.path).duration)
+    except (OSError, RuntimeError):  # not audio: `featurize` says so row by row
+        return None
+
+
+def _midi_times(source: Source, presence: dict[str, np.ndarray]) -> Iterator[tuple[int, tuple[float, float | None]]]:
+    """Of each file that can be read: when its last note begins, and its SMPTE offset, in seconds."""
+    with Preparer(_MidiTimes(), workers=1, timeout_seconds=TIMEOUT_SECONDS) as preparer:
+        for row, found in preparer.run(_sample(source, "midi", presence)):
+            if not isinstance(found, Failure):
+                yield row, found
+
+
+@dataclass(frozen=True)
+class _MidiTimes:
+    """In another process, for a file may be anything."""
+
+    def prepare(self, raw: RawMidi) -> tuple[float, float | None]:
+        from featurize.midi import parse_midi
+        from featurize.timecode import midi_start_seconds
+
+        data = raw.read_bytes()
+        try:
+            offset = midi_start_seconds(data)
+        except ValueError:  # a time that is none
+            offset = None
+        return float(parse_midi(data).onset_seconds.max(initial=0.0)), offset
