@@ -32,7 +32,39 @@ class FusionConfig(Section):
     slots: list[str] | None = Field(None, description="Which slots to use; all that have a feature where null.")
 
 
-class TrainingConfig(Section):
+class SlotTrainingConfig(Section):
+    """What one slot's own weights, its projection or encoder, have otherwise than the rest."""
+
+    lr: float | None = Field(None, gt=0)
+    weight_decay: float | None = Field(None, ge=0)
+    schedule: Literal["cosine", "constant"] | None = None
+    warmup: float | None = Field(None, ge=0, lt=1)
+    clip: float | None = Field(None, gt=0, description="Gradient norm of this slot's weights by themselves.")
+
+
+class LoopConfig(Section):
+    """What the one loop reads, whatever it trains; the defaults stand in its two kinds."""
+
+    epochs: int
+    patience: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    adam_epsilon: float
+    micro_batch_size: int | None = Field(
+        None, gt=0, description="So many rows go through at once, and gradients add up to those of the whole batch."
+    )
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="Of the learning rate, after the warm-up.")
+    warmup: float = Field(0.0, ge=0, lt=1, description="Share of all steps in which the learning rate rises.")
+    clip: float = Field(1.0, gt=0, description="Largest norm of a step's gradient.")
+    clip_per_slot: bool = Field(False, description="Each slot's weights by themselves, and the shared ones.")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: matrix products in bfloat16, the rest not.")
+    early_stopping: str = Field("loss", min_length=1, description="Or a metric on validation: macro_f1, mood/macro_f1.")
+    slots: dict[str, SlotTrainingConfig] = Field(default_factory=dict, description="Slot to what it has of its own.")
+    modality_dropout: float = Field(0.0, ge=0, lt=1, description="Chance that a present slot is hidden in a step.")
+
+
+class TrainingConfig(LoopConfig):
     """The training loop."""
 
     epochs: int = Field(100, gt=0, description="At most; early stopping usually ends it.")
@@ -48,7 +80,7 @@ class TrainingConfig(Section):
     bootstrap: int = Field(2000, ge=100, description="Group resamples behind each confidence interval.")
 
 
-class EncoderTrainingConfig(Section):
+class EncoderTrainingConfig(LoopConfig):
     """`cli train-encoder`: the same loop with raw segments, and what suits a network that learns from nothing."""
 
     objective: Literal["labels", "masked_events"] = Field(
@@ -62,11 +94,6 @@ class EncoderTrainingConfig(Section):
     adam_epsilon: float = Field(1e-8, gt=0)
     dropout: float = Field(0.2, ge=0, lt=1, description="Before the heads.")
     seed: int = Field(0, ge=0)
-
-    @property
-    def modality_dropout(self) -> float:
-        """There is one slot, and it is there."""
-        return 0.0
 
 
 class ModelConfig(ModelEncodersConfig):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,13 +16,25 @@ import pyarrow as pa
 from featurize.errors import SplitError, UnknownName
 from featurize.splits import check_split, fold_names
 from fusion import baselines
-from fusion.config import Config
+from fusion.checkpoint import Checkpoint
+from fusion.config import Config, TrainingConfig
 from fusion.data import SegmentData, choose_features, load_segments
 from fusion.evaluate import FUSION, Predictions, evaluate, pattern_rows, patterns
 from fusion.leaks import check_encoders
 from fusion.metrics import headline_metric, score
 from fusion.modules import FUSIONS
-from fusion.runs import check_name, environment, free_name, new_run, write_config, write_json, write_model, write_table
+from fusion.optimization import dominating_slot
+from fusion.runs import (
+    CHECKPOINTS,
+    check_name,
+    environment,
+    free_name,
+    new_run,
+    write_config,
+    write_json,
+    write_model,
+    write_table,
+)
 from fusion.targets import Target, load_targets
 from fusion.train import Trained, train
 from stores.store import Part, Split, Store
@@ -65,29 +78,38 @@ def fit(
     targets = load_targets(store, list(config.model.targets))
     notes = check_encoders(store, data.features, splits, allow_leak)
 
-    job = _Job(data, targets, splits, config, with_baselines, progress)
-    job.run()
-
-    metrics = {
-        "format": METRICS_FORMAT,
-        "run": name,
-        "fusion": strategy,
-        "slots": {slot: feature.partition("/")[2] for slot, feature in data.features.items()},
-        "split": {
-            "name": split_name or config.split.name,
-            "method": splits[0].facts["method"],
-            "folds": len(splits),
-            "leaks": bool(splits[0].facts.get("leaks")),
-        },
-        "seeds": config.training.seeds,
-        "n_segments": len(data.ids),
-        "n_groups": len(np.unique(data.groups)),
-        "presence": {slot: float(data.present[:, i].float().mean()) for i, slot in enumerate(data.slots)},
-        "notes": notes,
-        "targets": evaluate(data, targets, job.results, config.training.bootstrap),
-        "model": {"split": job.saved.split, "seed": job.saved.seed, "epoch": job.saved.trained.best_epoch},
-    }
     with new_run(runs, name) as folder:
+        key = _training_key(store, data, targets, splits, config)
+        job = _Job(
+            data,
+            targets,
+            splits,
+            config,
+            with_baselines,
+            progress,
+            lambda training: Checkpoint(folder / CHECKPOINTS / training, key),
+        )
+        job.run()
+
+        metrics = {
+            "format": METRICS_FORMAT,
+            "run": name,
+            "fusion": strategy,
+            "slots": {slot: feature.partition("/")[2] for slot, feature in data.features.items()},
+            "split": {
+                "name": split_name or config.split.name,
+                "method": splits[0].facts["method"],
+                "folds": len(splits),
+                "leaks": bool(splits[0].facts.get("leaks")),
+            },
+            "seeds": config.training.seeds,
+            "n_segments": len(data.ids),
+            "n_groups": len(np.unique(data.groups)),
+            "presence": {slot: float(data.present[:, i].float().mean()) for i, slot in enumerate(data.slots)},
+            "notes": notes + job.notes(),
+            "targets": evaluate(data, targets, job.results, config.training.bootstrap),
+            "model": {"split": job.saved.split, "seed": job.saved.seed, "epoch": job.saved.trained.best_epoch},
+        }
         write_config(folder, config)
         write_json(folder / "environment.json", _environment(store, data, splits))
         write_table(folder / "history.parquet", pa.Table.from_pylist(job.history).to_pydict())
@@ -125,6 +147,7 @@ class _Job:
         config: Config,
         with_baselines: bool,
         progress: Progress | None,
+        checkpoint: Callable[[str], Checkpoint],
     ):
         self._data = data
         self._targets = targets
@@ -132,6 +155,7 @@ class _Job:
         self._config = config
         self._with_baselines = with_baselines
         self._progress = progress
+        self._checkpoint = checkpoint
         self._done = 0
         self._alone = data.slots if with_baselines and len(data.slots) > 1 else ()
         self.results: dict[str, dict[str, Predictions]] = defaultdict(lambda: defaultdict(Predictions))
@@ -154,7 +178,16 @@ class _Job:
 
     def _train(self, model: str, data: SegmentData, number: int, rows: dict[str, np.ndarray], seed: int) -> Trained:
         trained = train(
-            data, self._targets, rows["train"], rows["val"], self._config.model.fusion, self._config.training, seed
+            data,
+            self._targets,
+            rows["train"],
+            rows["val"],
+            self._config.model.fusion,
+            self._training_of(data),
+            seed,
+            self._checkpoint(
+                f"{'-'.join(str(self._data.slots.index(slot)) for slot in data.slots)}.{number}.{seed}.pt"
+            ),
         )
         for part, part_rows in rows.items():
             outputs, weights = trained.predict(data, part_rows)
@@ -168,6 +201,27 @@ class _Job:
             per_split = len(self._config.training.seeds) * (1 + len(self._alone))
             self._progress(self._done, per_split * len(self._splits))
         return trained
+
+    def _training_of(self, data: SegmentData) -> TrainingConfig:
+        """What is set for a slot that these data do not have is for another training."""
+        training = self._config.training
+        slots = {
+            slot: own for slot, own in training.slots.items() if slot in data.slots or slot not in self._data.slots
+        }
+        return training.model_copy(update={"slots": slots})
+
+    def notes(self) -> list[str]:
+        """A slot whose gradients outweigh all others' in the fusion's trainings, and what may help."""
+        epochs = [epoch for epoch in self.history if epoch["model"] == FUSION]
+        found = dominating_slot(epochs, self._data.slots)
+        if found is None:
+            return []
+        slot, share = found
+        slower = f"--set training.slots.{slot}.lr={self._config.training.lr / 3:.1g}"
+        return [
+            f"{slot} has {share:.0%} of the slots' squared gradient norms: the others may learn little. "
+            f"Try --set training.gradient_modulation=0.3, or {slower}"
+        ]
 
     def _predict_patterns(self, trained: Trained, number: int, test_rows: np.ndarray, seed: int) -> None:
         for pattern in patterns(self._data.slots):
@@ -223,6 +277,17 @@ def _open_splits(store: Store, name: str) -> list[Split]:
             if len(split.rows(code)) == 0:
                 raise SplitError(f"Split {split.name} has no {part} segments; make another with `cli split`.")
     return splits
+
+
+def _training_key(store: Store, data: SegmentData, targets: list[Target], splits: list[Split], config: Config) -> str:
+    """SHA-256 of all that decides the trainings: an interrupted run goes on only where it would be the same again."""
+    facts = _environment(store, data, splits)
+    decides = {name: facts[name] for name in ("features", "splits", "packages")}
+    digest = hashlib.sha256(json.dumps([decides, config.model_dump(mode="json")], sort_keys=True).encode())
+    digest.update(data.present.numpy().tobytes())
+    for target in targets:
+        digest.update(target.known.numpy().tobytes() + target.truth.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _environment(store: Store, data: SegmentData, splits: list[Split]) -> dict[str, Any]:

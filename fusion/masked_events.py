@@ -35,6 +35,9 @@ class MaskedEvents:
     def loss(self, losses: Tensor, rows: Tensor) -> Tensor:
         return losses.mean()
 
+    def weight(self, rows: Tensor) -> float:
+        return float(len(rows))
+
     def predict(self, losses: Tensor) -> np.ndarray:
         return losses.numpy()
 

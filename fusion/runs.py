@@ -30,6 +30,7 @@ from featurize.errors import UnknownName
 from fusion.config import Config, dump_yaml
 from stores.errors import TriadError
 
+CHECKPOINTS = "checkpoints"  # of trainings that are not finished, in a run that is not
 PACKAGES = ("triad-fusion", "torch", "numpy", "scikit-learn", "zarr", "pyarrow")
 
 
@@ -52,12 +53,18 @@ def check_name(runs: Path, name: str, overwrite: bool) -> str:
 
 @contextmanager
 def new_run(runs: Path, name: str) -> Iterator[Path]:
-    """A folder that becomes `runs/name` when the block ends without error."""
+    """A folder that becomes `runs/name` when the block ends without error.
+
+    Of one that was interrupted, the checkpoints are still there; whose they are, they know themselves.
+    """
     final = runs / name
     partial = runs / f".{name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial.mkdir(parents=True, exist_ok=True)
+    for left in partial.iterdir():
+        if left.name != CHECKPOINTS:
+            left.unlink()
     yield partial
+    shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
 

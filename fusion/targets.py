@@ -77,6 +77,13 @@ class Target:
             return F.binary_cross_entropy_with_logits(logits, smooth, pos_weight=self.class_weights)
         return F.mse_loss(logits, (truth - self.mean) / self.scale)
 
+    def weight(self, rows: Tensor) -> float:
+        """What `loss` divides by: rows with a label, or the sum of their class weights."""
+        known = rows[self.known[rows]]
+        if self.kind == "categorical" and self.class_weights is not None:
+            return float(self.class_weights[self.truth[known]].sum())
+        return float(len(known))
+
     def predict(self, logits: Tensor) -> np.ndarray:
         """float64 (n, K): probabilities, shares, or values in the label's units."""
         logits = logits.double()

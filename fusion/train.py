@@ -1,5 +1,8 @@
 """The one training loop. Read it top to bottom: seed, model, optimizer, epochs, best weights.
 
+A batch goes through in pieces where `micro_batch_size` says so. The pieces' losses are weighted by what each target's
+mean divides by, so that their gradients add up to the batch's.
+
 Where a batch comes from is the data's affair (`batches`): stored vectors are whole tensors and a batch is an index into
 them (`fusion.data`); raw segments are prepared on the way and pass through their encoder (`fusion.raw_data`).
 """
@@ -9,6 +12,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
@@ -17,11 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fusion.config import EncoderTrainingConfig, FusionConfig, TrainingConfig
+from fusion.checkpoint import Best, Checkpoint, TrainingState
+from fusion.config import FusionConfig, LoopConfig, TrainingConfig
 from fusion.data import SegmentData
+from fusion.early_stopping import StoppingRule
 from fusion.missing import drop_slots
 from fusion.model import FusionModel
 from fusion.modules import build_fusion
+from fusion.optimization import SlotGradients, make_optimizer
 from fusion.targets import Target
 from stores.errors import TriadError
 
@@ -56,7 +63,10 @@ class Objective(Protocol):
         """With what is learned from the training rows beforehand, such as class weights."""
 
     def loss(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """(B, K) to scalar."""
+        """(B, K) to scalar: a mean."""
+
+    def weight(self, rows: Tensor) -> float:
+        """What the mean over these rows divides by; 0 where it is over nothing."""
 
     def predict(self, logits: Tensor) -> np.ndarray:
         """(n, K), in terms that a user knows."""
@@ -87,6 +97,7 @@ def train(
     fusion: FusionConfig,
     training: TrainingConfig,
     seed: int,
+    checkpoint: Checkpoint | None = None,
 ) -> Trained:
     """Fit one fusion on stored vectors. Raises `TriadError` as `train_model` does."""
     torch.manual_seed(seed)
@@ -99,7 +110,7 @@ def train(
     )
     for index, (slot, standardize) in enumerate(zip(data.slots, model.standardizers(), strict=True)):
         standardize.fit(data.vectors[slot][train_rows[data.present[train_rows, index].numpy()]])
-    return train_model(model, data, targets, train_rows, val_rows, training, seed)
+    return train_model(model, data, targets, train_rows, val_rows, training, seed, checkpoint=checkpoint)
 
 
 def train_model(
@@ -108,14 +119,15 @@ def train_model(
     targets: Sequence[Objective],
     train_rows: np.ndarray,
     val_rows: np.ndarray,
-    training: TrainingConfig | EncoderTrainingConfig,
+    training: LoopConfig,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Trained:
-    """Fit a model with early stopping on the validation loss. It is called as `model(inputs, present)`.
+    """Fit a model, stopping early by what validation says. It is called as `model(inputs, present)`.
 
-    progress: called with epochs done and epochs at most. Raises `TriadError` where the loss becomes NaN, or where no
-    validation row has a label.
+    progress: called with epochs done and epochs at most. checkpoint: where it goes on from, and saves what it has.
+    Raises `TriadError` where the loss becomes NaN, or where no validation row has a label.
     """
     generator = torch.Generator().manual_seed(seed)  # order and dropped slots, apart from weights and dropout
     train_rows, val_rows = _with_a_label(train_rows, targets), _with_a_label(val_rows, targets)
@@ -123,54 +135,69 @@ def train_model(
     if len(val_rows) == 0:
         raise TriadError("No validation segment has a label, so there is nothing to stop by. Make another split.")
 
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=training.lr, eps=training.adam_epsilon, weight_decay=training.weight_decay
-    )
-    steps_per_epoch = math.ceil(len(train_rows) / training.batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, training.epochs * steps_per_epoch)
+    batch_size = training.batch_size
+    piece_size = training.micro_batch_size or batch_size
+    steps_per_epoch = math.ceil(len(train_rows) / batch_size)
+    optimizer, schedule = make_optimizer(model, training, training.epochs * steps_per_epoch)
+    gradients = SlotGradients(model, training)
+    stopping = StoppingRule(training.early_stopping, targets)
 
-    best_loss, best_epoch, best_weights = math.inf, 0, copy.deepcopy(model.state_dict())
-    history: list[dict[str, Any]] = []
-    for epoch in range(1, training.epochs + 1):
+    none_yet = Best(math.inf, 0, copy.deepcopy(model.state_dict()))
+    state = TrainingState(model, optimizer, schedule, generator, none_yet)
+    if checkpoint is not None:
+        checkpoint.restore(state)
+    while len(state.history) < training.epochs and len(state.history) - state.best.epoch < training.patience:
+        epoch = len(state.history) + 1
         started = time.perf_counter()
         model.train()
-        train_loss = 0.0
-        shuffled = torch.from_numpy(train_rows)[torch.randperm(len(train_rows), generator=generator)]
-        for rows, inputs in data.batches(shuffled.split(training.batch_size), augmentation_seed=seed * 10_000 + epoch):
-            present = drop_slots(data.present[rows], training.modality_dropout, generator)
-            logits, _ = model(inputs, present)
-            loss = total_loss(targets, logits, rows)
+        train_loss, norms = 0.0, Counter[str]()
+        batches = torch.from_numpy(train_rows)[torch.randperm(len(train_rows), generator=generator)].split(batch_size)
+        pieces = [piece for batch in batches for piece in batch.split(piece_size)]
+        inputs_of_pieces = data.batches(pieces, augmentation_seed=seed * 10_000 + epoch)
+        for batch in batches:
+            present = drop_slots(data.present[batch], training.modality_dropout, generator)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for shown in present.split(piece_size):
+                rows, inputs = next(inputs_of_pieces)
+                with torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bf16"):
+                    logits, _ = model(inputs, shown)
+                loss = total_loss(targets, [out.float() for out in logits], rows, batch)
+                loss.backward()
+                train_loss += float(loss.detach()) * len(batch) / len(train_rows)
+            norms.update({slot: float(norm) / steps_per_epoch for slot, norm in gradients.clip().items()})
             optimizer.step()
             schedule.step()
-            train_loss += float(loss.detach()) * len(rows) / len(train_rows)
 
         logits, _ = infer(model, data, val_rows)
         val_loss = float(total_loss(targets, logits, torch.from_numpy(val_rows)))
+        badness = stopping.badness(val_loss, logits, val_rows)
         seconds = time.perf_counter() - started
-        history.append({"epoch": epoch, "train_loss": train_loss, "val_loss": val_loss, "seconds": seconds})
-        section = "training" if isinstance(training, TrainingConfig) else "encoder_training"
-        if not math.isfinite(train_loss) or not math.isfinite(val_loss):
-            raise TriadError(
-                f"The loss became {train_loss if not math.isfinite(train_loss) else val_loss} in epoch {epoch} "
-                f"(seed {seed}). Lower the learning rate: --set {section}.lr={training.lr / 10:g}"
-            )
-        if val_loss < best_loss:
-            best_loss, best_epoch, best_weights = val_loss, epoch, copy.deepcopy(model.state_dict())
+        losses = {"epoch": epoch, "train_loss": train_loss, "val_loss": val_loss, "seconds": seconds}
+        state.history.append({**losses, **{f"gradient_norm.{slot}": norm for slot, norm in norms.items()}})
+        _check_finite(train_loss, val_loss, training, epoch, seed)
+        if badness < state.best.badness:
+            state.best = Best(badness, epoch, copy.deepcopy(model.state_dict()))
         if progress is not None:
             progress(epoch, training.epochs)
-        if epoch - best_epoch >= training.patience:
-            break
+        if checkpoint is not None:
+            checkpoint.save(state)
+    if checkpoint is not None:
+        checkpoint.save(state, now=True)
+    model.load_state_dict(state.best.weights)
+    return Trained(model.eval(), targets, state.best.epoch, state.history)
 
-    model.load_state_dict(best_weights)
-    return Trained(model.eval(), targets, best_epoch, history)
 
-
-def total_loss(targets: Sequence[Objective], logits: Sequence[Tensor], rows: Tensor) -> Tensor:
-    """The weighted sum of the targets' losses over some rows."""
-    return torch.stack([t.loss_weight * t.loss(out, rows) for t, out in zip(targets, logits, strict=True)]).sum()
+def total_loss(
+    targets: Sequence[Objective], logits: Sequence[Tensor], rows: Tensor, batch: Tensor | None = None
+) -> Tensor:
+    """The weighted sum of the targets' losses over some rows; of a batch that they are part of, their share of it."""
+    losses = []
+    for target, out in zip(targets, logits, strict=True):
+        share = 1.0
+        if batch is not None and len(batch) > len(rows):
+            share = target.weight(rows) / (target.weight(batch) or 1.0)
+        losses.append(target.loss_weight * share * target.loss(out, rows))
+    return torch.stack(losses).sum()
 
 
 @torch.inference_mode()
@@ -192,6 +219,16 @@ def infer(
         weights.append(importance)
     joined = [torch.cat(parts) for parts in zip(*outputs, strict=True)]
     return joined, None if weights[0] is None else torch.cat(weights)
+
+
+def _check_finite(train_loss: float, val_loss: float, training: LoopConfig, epoch: int, seed: int) -> None:
+    for loss in (train_loss, val_loss):
+        if not math.isfinite(loss):
+            section = "training" if isinstance(training, TrainingConfig) else "encoder_training"
+            raise TriadError(
+                f"The loss became {loss} in epoch {epoch} (seed {seed}). "
+                f"Lower the learning rate: --set {section}.lr={training.lr / 10:g}"
+            )
 
 
 def _with_a_label(rows: np.ndarray, targets: Sequence[Objective]) -> np.ndarray:

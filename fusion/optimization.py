@@ -1,0 +1,106 @@
+"""What happens between a gradient and a step: learning rates and schedules, clipping, and which slot pulls how hard.
+
+A *slot's weights* are those that only it uses, its projection or encoder; all others are shared. A model that has slots
+says which are whose in `slot_parameters`; any other model's weights are all shared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from featurize.errors import ConfigError
+from fusion.config import LoopConfig, SlotTrainingConfig
+
+DOMINANT_SHARE = 0.9  # of the slots' squared gradient norms: nine times what all others have together
+
+
+def slot_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Slot to the weights that only it uses; empty for a model that does not tell."""
+    told = getattr(model, "slot_parameters", None)
+    return {} if told is None else told()
+
+
+def make_optimizer(
+    model: nn.Module, training: LoopConfig, n_steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """AdamW with one learning rate and schedule, but for the slots that `training.slots` gives their own.
+
+    n_steps: of the whole training. Raises `ConfigError` on a slot that the model does not have.
+    """
+    by_slot = slot_parameters(model)
+    unknown = [slot for slot in training.slots if slot not in by_slot]
+    if unknown:
+        known = ", ".join(by_slot) or "none with weights of its own"
+        raise ConfigError(f"training.slots names {unknown[0]!r}; this model has {known}.")
+    own = {id(weight) for slot in training.slots for weight in by_slot[slot]}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in own]
+    groups: list[dict[str, Any]] = [{"params": rest}]
+    factors: list[Callable[[int], float]] = [
+        partial(_factor, n_steps=n_steps, warmup=training.warmup, schedule=training.schedule)
+    ]
+    for slot, settings in training.slots.items():
+        groups.append(
+            {"params": by_slot[slot], **settings.model_dump(include={"lr", "weight_decay"}, exclude_none=True)}
+        )
+        warmup = training.warmup if settings.warmup is None else settings.warmup
+        schedule = settings.schedule or training.schedule
+        factors.append(partial(_factor, n_steps=n_steps, warmup=warmup, schedule=schedule))
+    optimizer = torch.optim.AdamW(groups, lr=training.lr, eps=training.adam_epsilon, weight_decay=training.weight_decay)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+
+
+def _factor(step: int, *, n_steps: int, warmup: float, schedule: str) -> float:
+    """Of the learning rate: rising over the first `warmup` share of all steps, then constant, or a half cosine to 0."""
+    n_rising = round(warmup * n_steps)
+    if step < n_rising:
+        return (step + 1) / n_rising
+    if schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - n_rising) / max(1, n_steps - n_rising))))
+
+
+class SlotGradients:
+    """Norms and clipping of one model's gradients, slot by slot."""
+
+    def __init__(self, model: nn.Module, training: LoopConfig):
+        self._by_slot = slot_parameters(model)
+        self._training = training
+        together, self._alone = list(model.parameters()), {}
+        for slot, parameters in self._by_slot.items():
+            limit = training.slots.get(slot, SlotTrainingConfig()).clip
+            if limit is not None or training.clip_per_slot:
+                self._alone[slot] = training.clip if limit is None else limit
+                own = {id(parameter) for parameter in parameters}
+                together = [parameter for parameter in together if id(parameter) not in own]
+        self._together = together
+
+    def clip(self) -> dict[str, Tensor]:
+        """Scale gradients down to their limits. Returns each slot's norm, as it was before."""
+        norms = {slot: _norm(parameters) for slot, parameters in self._by_slot.items()}
+        for slot, limit in self._alone.items():
+            torch.nn.utils.clip_grads_with_norm_(self._by_slot[slot], limit, norms[slot])
+        torch.nn.utils.clip_grad_norm_(self._together, self._training.clip)
+        return norms
+
+
+def dominating_slot(history: Sequence[Mapping[str, Any]], slots: Sequence[str]) -> tuple[str, float] | None:
+    """The slot whose weights have more than `DOMINANT_SHARE` of the squared gradient norms, and its share.
+
+    history: epochs with `gradient_norm.<slot>`. `None` where no slot has, or where there is only one.
+    """
+    squares = {slot: sum(epoch.get(f"gradient_norm.{slot}", 0.0) ** 2 for epoch in history) for slot in slots}
+    total = sum(squares.values())
+    if len(squares) < 2 or total == 0:
+        return None
+    slot = max(squares, key=lambda name: squares[name])
+    return (slot, squares[slot] / total) if squares[slot] > DOMINANT_SHARE * total else None
+
+
+def _norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
