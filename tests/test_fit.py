@@ -9,11 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors import safe_open
 
+import fusion.fit as fit_module
 from featurize.config import SplitConfig
 from featurize.splits import make_splits
 from fusion import baselines
 from fusion.config import validated
-from fusion.data import choose_features, load_segments
+from fusion.data import SegmentData, choose_features, load_segments
 from fusion.fit import fit
 from fusion.metrics import headline_metric, score
 from fusion.targets import load_targets
@@ -108,3 +109,33 @@ def test_a_run_is_complete_or_not_there(store, tmp_path, monkeypatch):
     monkeypatch.undo()
     assert fit(store, CONFIG, runs=tmp_path, name="x", with_baselines=False).folder == tmp_path / "x"
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_an_interrupted_fit_repeats_no_finished_training(store, tmp_path, monkeypatch):
+    """The third of six trainings fails; the next fit does four, and its numbers are those of one that never stopped."""
+    expected = fit(store, CONFIG, runs=tmp_path / "whole", name="a")
+    n_epochs = pq.read_table(expected.folder / "history.parquet").num_rows
+    trained, epochs = [], []
+    train, batches = fit_module.train, SegmentData.batches
+
+    def train_two(*arguments):
+        trained.append(arguments)
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        return train(*arguments)
+
+    def count_epochs(data, rows, augmentation_seed=None):
+        if augmentation_seed is not None:
+            epochs.append(augmentation_seed)
+        return batches(data, rows, augmentation_seed)
+
+    monkeypatch.setattr(SegmentData, "batches", count_epochs)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(fit_module, "train", train_two)
+        fit(store, CONFIG, runs=tmp_path, name="a")
+    assert not (tmp_path / "a").exists() and 0 < len(epochs) < n_epochs
+    found = fit(store, CONFIG, runs=tmp_path, name="a")
+    assert len(epochs) == n_epochs
+    assert found.metrics == expected.metrics
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "whole"}
+    assert not (found.folder / "checkpoints").exists()
