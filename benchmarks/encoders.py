@@ -127,6 +127,9 @@ MAKERS: dict[str, Callable[[Path], Encoder]] = {
     "mel_cnn": plain("mel_cnn"),
     "mel_stats": plain("mel_stats"),
     "midi_stats": plain("midi_stats"),
+    "piano_roll": plain("piano_roll"),
+    "event": plain("event"),
+    "music_transformer": plain("music_transformer"),
 }
 
 

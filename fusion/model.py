@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from fusion.modules.base import MultimodalFusion
+from fusion.modules.base import MultimodalFusion, module_name
 from fusion.targets import Target
 
 
@@ -25,6 +25,16 @@ class FusionModel(nn.Module):
     def standardizers(self) -> list[Standardize]:
         """One for each slot, in slot order."""
         return [module for module in self.standardize.values() if isinstance(module, Standardize)]
+
+    def slot_parameters(self) -> dict[str, list[nn.Parameter]]:
+        """Slot to the weights that only it uses: those of modules that bear its name."""
+        found: dict[str, list[nn.Parameter]] = {slot: [] for slot in self.slots}
+        slot_of = {module_name(slot): slot for slot in self.slots}
+        for name, parameter in self.fusion.named_parameters():
+            for part in name.split("."):
+                if part in slot_of:
+                    found[slot_of[part]].append(parameter)
+        return found
 
     def forward(self, features: Mapping[str, Tensor], present: Tensor) -> tuple[list[Tensor], Tensor | None]:
         """Logits (B, K) for each target, in target order; and the slot weights (B, M) where the fusion has them."""

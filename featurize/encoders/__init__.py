@@ -20,6 +20,7 @@ ENCODERS = {
     "clap": "featurize.encoders.clap:CLAPEncoder",
     "mel_cnn": "featurize.encoders.mel_cnn:MelCNNEncoder",
     "mel_stats": "featurize.encoders.mel_stats:MelStatsEncoder",
+    "piano_roll": "featurize.encoders.piano_roll:PianoRollEncoder",
     "event": "featurize.encoders.event:EventBasedEncoder",
     "music_transformer": "featurize.encoders.music_transformer:MusicTransformer",
     "midi_stats": "featurize.encoders.midi_stats:MIDIStatsEncoder",

@@ -58,7 +58,7 @@ class SlotProjections(nn.Module):
             projection = nn.Linear(width, hidden_dim)
             # small: early stopping then keeps what the data cannot pay for near zero
             nn.init.normal_(projection.weight, std=PROJECTION_SCALE / width**0.5)
-            self.projections[_key(slot)] = projection
+            self.projections[module_name(slot)] = projection
         self.nulls = nn.Parameter(torch.zeros(len(widths), hidden_dim))
         self.dropout = nn.Dropout(dropout)
 
@@ -69,7 +69,7 @@ class SlotProjections(nn.Module):
         for index, slot in enumerate(self.slots):
             here = present[:, index : index + 1]
             vectors = torch.where(here, features[slot], 0.0)  # before the product: 0 × NaN is NaN
-            projected = self.projections[_key(slot)](self.dropout(vectors))
+            projected = self.projections[module_name(slot)](self.dropout(vectors))
             tokens.append(torch.where(here, projected, self.nulls[index]))
         return torch.stack(tokens, dim=1)
 
@@ -83,6 +83,6 @@ class Interaction(nn.Sequential):
         super().__init__(nn.LayerNorm(width), nn.Linear(width, hidden_dim), nn.GELU(), nn.Dropout(dropout), last)
 
 
-def _key(slot: str) -> str:
+def module_name(slot: str) -> str:
     """Slots may be called what they like; a module name may hold no dot."""
     return "slot_" + slot.replace("%", "%25").replace(".", "%2E")
