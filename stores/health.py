@@ -34,6 +34,7 @@ EXAMPLES = 3
 
 # An instrument that nobody plays is a constant column: a fifth of `midi_stats` on the demo songs.
 CONSTANT_SHARE = 1 / 3
+ALMOST_ALL = 0.9  # of the columns of an encoder without weights: most keys of a piano never sound
 # Below these shares it is a note: a few silent or odd segments stand in every large data set.
 ODD_SHARE = 0.001
 EQUAL_SHARE = 0.01
@@ -109,6 +110,7 @@ class _Seen:
     def __init__(self, feature: Feature):
         self.rows = np.flatnonzero(feature.present)
         self.width = feature.width
+        self.has_weights = bool(feature.record["weights"])
         n = len(self.rows)
         self.zero = np.zeros(n, bool)
         self.vector_keys = np.zeros(n, np.int64)  # equal vectors have equal keys
@@ -148,7 +150,7 @@ def _constant_columns(seen: _Seen) -> Finding | None:
     count, share = len(seen.constant), len(seen.constant) / seen.width
     if not count:
         return None
-    severity: Severity = "warning" if share > CONSTANT_SHARE else "note"
+    severity: Severity = "warning" if share > (CONSTANT_SHARE if seen.has_weights else ALMOST_ALL) else "note"
     examples = [str(column) for column in seen.constant[:EXAMPLES]]
     remedy = {"warning": "check the encoder's options and weights", "note": "fine where they count what never occurs"}
     message = f"{count:,} of {seen.width:,} columns never vary, e.g. {', '.join(examples)}; {remedy[severity]}."

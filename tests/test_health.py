@@ -33,6 +33,7 @@ def make_store(
     status: np.ndarray | None = None,
     chunk_rows: int = 64,
     dtype: type = np.float32,
+    weights: dict[str, str] | None = None,
 ) -> Store:
     """`audio/toy` with these vectors. inputs: int (n,), equal for equal inputs. groups: int (n,), of two by default."""
     n = len(vectors)
@@ -45,7 +46,9 @@ def make_store(
         "group": np.array([f"g{group}" for group in (np.arange(n) // 2 if groups is None else groups)], STRING),
     }
     store = Store.create(MemoryTree(), segments, {}, {}, chunk_rows)
-    feature = store.create_feature("audio/toy", {**RECORD, "width": vectors.shape[1]}, dtype=dtype)
+    feature = store.create_feature(
+        "audio/toy", {**RECORD, "width": vectors.shape[1], "weights": weights or {}}, dtype=dtype
+    )
     for chunk in feature.chunks():
         rows = slice(chunk.start, chunk.stop)
         feature.write_chunk(chunk, np.array(chunk), vectors[rows], status[rows], hashes[rows], [""] * len(chunk))
@@ -122,8 +125,13 @@ def test_constant_columns_are_a_note_and_many_are_a_warning():
     assert (finding.count, finding.of, finding.examples) == (2, D, ["3", "9"])
     vectors[:, : D // 2] = 1
     (finding,) = look(vectors)
+    assert (finding.severity, finding.count) == ("note", D // 2)  # without weights it may well be so
+    (finding,) = look(vectors, weights={"sha256": "0"})
     assert (finding.severity, finding.count) == ("warning", D // 2)
     assert finding.message == "32 of 64 columns never vary, e.g. 0, 1, 2; check the encoder's options and weights."
+    vectors[:, : D - 3] = 1
+    (finding,) = look(vectors)
+    assert finding.severity == "warning"
 
 
 def test_a_column_that_only_absent_rows_vary_is_constant():
