@@ -91,7 +91,7 @@ def align(
                 digests[row] = digest
                 yield row, pair
 
-    with Preparer(_Measure(max_offset_seconds), workers) as preparer:
+    with Preparer(Measure(max_offset_seconds), workers) as preparer:
         for row, found in preparer.run(jobs()):
             if isinstance(found, Failure):
                 _put(columns, row, "failed", reason=found.reason)
@@ -104,8 +104,8 @@ def align(
 
 
 @dataclass(frozen=True)
-class _Measure:
-    """In a worker: decode both, compare."""
+class Measure:
+    """In a worker: decode both, compare. Gives verdict, offset, lead, score and reason, as in the columns."""
 
     max_offset_seconds: float
 

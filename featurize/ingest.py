@@ -70,7 +70,7 @@ class Ingest:
 
 
 def check(path: Path, config: DataConfig, targets: Iterable[TargetConfig] = ()) -> Ingest:
-    """Read the table at `path` and look at every row, and into some media. Raises `SourceError` on an unusable table."""
+    """Read the table at `path` and look at every row and into some media. Raises `SourceError` where it is unusable."""
     source = open_source(path, config)
     found = Ingest(source, {}, {}, {})
     _check_ids(found)

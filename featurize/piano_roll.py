@@ -28,8 +28,6 @@ N_PITCHES = 128
 STEP_SECONDS = 0.1  # a 16th at 150 quarter notes per minute
 N_STEPS = 256  # 25.6 s
 
-_NOTES_AT_ONCE = 4096  # bounds the memory: each may fill all steps
-
 
 @dataclass(frozen=True, eq=False)
 class PianoRoll:
@@ -71,8 +69,7 @@ def piano_roll(
     lengths = np.minimum(end[tones], n_steps).astype(np.int64) - first[tones]
     rows = pitch[tones] * n_steps + first[tones]
     sustain = planes[SUSTAIN].reshape(-1)
-    for some in (slice(at, at + _NOTES_AT_ONCE) for at in range(0, len(tones), _NOTES_AT_ONCE)):
-        _fill(sustain, rows[some], lengths[some], velocity[tones[some]])
+    _raise_to(sustain, rows, lengths, velocity[tones])
 
     n_shown = int(np.count_nonzero(planes[ONSET:]))
     return PianoRoll(
@@ -84,7 +81,18 @@ def piano_roll(
     )
 
 
-def _fill(cells: np.ndarray, starts: np.ndarray, lengths: np.ndarray, values: np.ndarray) -> None:
-    """Set `lengths[i]` cells from `starts[i]` on to `values[i]`, for each i in turn."""
-    before = np.cumsum(lengths) - lengths
-    cells[np.repeat(starts - before, lengths) + np.arange(lengths.sum())] = np.repeat(values, lengths)
+def _raise_to(cells: np.ndarray, starts: np.ndarray, lengths: np.ndarray, values: np.ndarray) -> None:
+    """Raise the `lengths[i]` ≥ 1 cells from `starts[i]` on to at least `values[i]`, for every i; cells: of zeros.
+
+    Two runs of a power of two cover any length. They are halved level by level, down to single cells: a million notes
+    that last for hours cost little more than as many short ones.
+    """
+    level = np.frexp(lengths)[1] - 1  # of the longest power of two within
+    top = int(level.max(initial=0))
+    for k in range(top, -1, -1):
+        run = 1 << k
+        if k < top:
+            cells[run:] = np.maximum(cells[run:], cells[:-run])
+        of_level = np.flatnonzero(level == k)
+        for first in (starts[of_level], starts[of_level] + lengths[of_level] - run):
+            np.maximum.at(cells, first, values[of_level])

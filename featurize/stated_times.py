@@ -1,11 +1,13 @@
-"""What the table and the media state about time, compared: `cli ingest` tells what does not fit.
+"""What the table and the media state about time, compared, and tried on a few segments: `cli ingest` tells what does
+not fit.
 
 Conventions
 -----------
 * Times are seconds on the clock of `start_seconds`, the song's. A file or blob begins on it where `audio_start_seconds`
   or `midi_start_seconds` says; where nothing is said, a song at 0 and a segment at its `start_seconds`.
 * Rows are looked at by sample, spread over the table; of blobs, which can only be read forward, the first.
-* `cli align` measures what is stated here.
+* Of a few short segments that have audio and MIDI, `cli ingest` also measures whether the two fit, as `cli align` does
+  for all.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from featurize.alignment import Measure
 from featurize.segments import RawAudio, RawMidi, UnreadableInput
 from featurize.sources.base import Source
 from featurize.workers import Failure, Preparer
@@ -23,7 +26,9 @@ from featurize.workers import Failure, Preparer
 FILES_LOOKED_AT, BLOBS_LOOKED_AT = 200, 10
 TOLERANCE_SECONDS = 0.5  # encoders pad and cut their files by some milliseconds; musicians play on
 SAME_SECONDS = 0.02  # what `cli align` can tell apart
-TIMEOUT_SECONDS = 30.0  # for one MIDI file
+TIMEOUT_SECONDS = 30.0  # for one file or pair
+PAIRS_MEASURED, LONGEST_MEASURED_SECONDS = 12, 60.0  # decoding whole songs would take as long as `cli align`
+NOTABLE_SECONDS = 0.05
 
 REMEDY_SONG = "If each file is the segment already: --set data.audio_is=segment (and data.midi_is=segment for MIDI)."
 REMEDY_LENGTH = "Is the sample rate right, and are start_seconds and end_seconds? Nothing is cut from a segment."
@@ -32,6 +37,7 @@ REMEDY_WHOLE = (
     "piece or version, cli align finds out."
 )
 REMEDY_SHIFT = "Their MIDI is shifted by the difference when it is read. Measure whether that is right: cli align"
+REMEDY_ALIGN = "Measure every segment, then shift the MIDI or leave it out: cli align"
 REMEDY_OFFSET = "The file's own offset is not applied; state what holds in column midi_start_seconds."
 
 
@@ -71,12 +77,21 @@ def compare_times(source: Source, presence: dict[str, np.ndarray]) -> list[Findi
         shift = source.midi_shift_seconds(row)
         if abs(shift) > SAME_SECONDS:
             other_start[row] = f"{shift:+.3f} s"
+    apart: dict[int, str] = {}
+    shifted: dict[int, str] = {}
+    for row, (verdict, offset, reason) in _measured(source, presence, lengths):
+        if verdict == "apart":
+            apart[row] = reason
+        elif verdict == "together" and abs(offset) >= NOTABLE_SECONDS:
+            shifted[row] = f"{offset:+.3f} s"
     sampled = "(of a sample looked at)"
     return [
         Finding(f"segment that ends after its audio file {sampled}", beyond, REMEDY_SONG),
         Finding(f"audio whose length is not its segment's {sampled}", unequal, REMEDY_LENGTH),
         Finding(f"MIDI that goes on after its segment {sampled}", late, REMEDY_WHOLE),
         Finding("MIDI that starts at another time than its segment's audio", other_start, REMEDY_SHIFT, True),
+        Finding(f"MIDI that does not fit its audio (of {PAIRS_MEASURED} measured at most)", apart, REMEDY_ALIGN),
+        Finding(f"MIDI that is early or late (of {PAIRS_MEASURED} measured at most)", shifted, REMEDY_ALIGN),
         Finding(f"MIDI with an SMPTE offset that is not its start {sampled}", other_offset, REMEDY_OFFSET, True),
     ]
 
@@ -85,13 +100,17 @@ def _sample(source: Source, modality: str, presence: dict[str, np.ndarray]) -> I
     rows = np.flatnonzero(presence[modality])
     if source.has_blobs(modality):
         rows = rows[:BLOBS_LOOKED_AT]
-    for row in rows[:: max(1, -(-len(rows) // FILES_LOOKED_AT))].tolist():
+    for row in _spread(rows, FILES_LOOKED_AT).tolist():
         try:
             raw = source.raw(row, modality)
         except UnreadableInput:  # `featurize` says so row by row
             continue
         if raw is not None:
             yield row, raw
+
+
+def _spread(rows: np.ndarray, most: int) -> np.ndarray:
+    return rows[:: max(1, -(-len(rows) // most))]
 
 
 def _audio_lengths(source: Source, presence: dict[str, np.ndarray]) -> Iterator[tuple[int, float]]:
@@ -135,3 +154,29 @@ class _MidiTimes:
         except ValueError:  # a time that is none
             offset = None
         return float(parse_midi(data).onset_seconds.max(initial=0.0)), offset
+
+
+def _measured(
+    source: Source, presence: dict[str, np.ndarray], lengths: dict[int, float]
+) -> Iterator[tuple[int, tuple[str, float, str]]]:
+    """For a few pairs: the verdict, the offset in seconds, and the reason (`featurize.alignment`)."""
+    seconds = source.end_seconds - source.start_seconds
+    for row, found in lengths.items():
+        seconds[row] = found if np.isnan(seconds[row]) or source.scopes["audio"] == "segment" else seconds[row]
+    rows = np.flatnonzero(presence["audio"] & presence["midi"] & (seconds <= LONGEST_MEASURED_SECONDS))
+    rows = rows[:PAIRS_MEASURED] if source.blobs is not None else _spread(rows, PAIRS_MEASURED)
+
+    def pairs() -> Iterator[tuple[int, tuple[RawAudio, RawMidi]]]:
+        for row in rows.tolist():
+            try:
+                audio, midi = source.raw(row, "audio"), source.raw(row, "midi")
+            except UnreadableInput:
+                continue
+            if isinstance(audio, RawAudio) and isinstance(midi, RawMidi):
+                yield row, (audio, midi)
+
+    with Preparer(Measure(2.0), workers=1, timeout_seconds=TIMEOUT_SECONDS) as preparer:
+        for row, found in preparer.run(pairs()):
+            if not isinstance(found, Failure):
+                verdict, offset, _, _, reason = found
+                yield row, (verdict, offset, reason)

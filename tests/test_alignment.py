@@ -57,7 +57,8 @@ def data(tmp_path_factory):
 
 def test_what_is_late_is_shifted_and_what_is_strange_left_out(project, data, run_cli, monkeypatch):
     root, both, late, swapped = data
-    run_cli("ingest", root)
+    output = run_cli("ingest", root).output  # it measures a few, here all
+    assert "MIDI that does not fit its audio" in output and "MIDI that is early or late" in output
     run_cli("featurize", "--encoder", "midi_stats")
     before = open_store("features.zarr")["midi/midi_stats"].vectors()
 

@@ -18,7 +18,7 @@ from featurize.errors import SourceError
 from featurize.ingest import Severity, check, write_store
 from featurize.segments import RawText, UnreadableInput
 from featurize.sources import open_source
-from featurize.stated_times import BLOBS_LOOKED_AT
+from featurize.stated_times import BLOBS_LOOKED_AT, PAIRS_MEASURED
 from featurize.timecode import seconds_to_lrc, seconds_to_smpte
 from stores import open_store
 from stores.store import Split
@@ -317,7 +317,8 @@ def test_media_is_read_lazily_and_only_the_asked_column(demo_data, tmp_path, mon
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", spy)
     found = check(folder, DataConfig())
     assert {p.severity for p in found.problems} <= {Severity.NOTE}
-    assert all(len(columns) == 1 for columns in read) and len(read) <= 3 * BLOBS_LOOKED_AT  # audio, its rate, MIDI
+    # audio, its rate and MIDI, of those whose lengths are looked at and of those that are measured
+    assert all(len(columns) == 1 for columns in read) and len(read) <= 3 * (BLOBS_LOOKED_AT + PAIRS_MEASURED)
     read.clear()
     for number in range(len(found.source)):
         found.source.raw(number, "midi")
