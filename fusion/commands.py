@@ -100,7 +100,7 @@ def train_encoder_command(
 
 @click.command("fit")
 @project_options
-@click.option("--fusion", "strategy", help="late (default) or gated.")
+@click.option("--fusion", "strategy", help="late (default), gated, early, cross_attention, bottleneck or low_rank.")
 @click.option("--target", "target_names", multiple=True, metavar="LABEL[:KIND]", help="What to predict; repeatable.")
 @click.option("--slots", help="Which slots to use, e.g. text,audio. [default: all that have a feature]")
 @click.option(

@@ -24,12 +24,13 @@ class FusionConfig(Section):
 
     strategy: str = "late"
     hidden_dim: int = Field(128, gt=0)
-    attention_heads: int = Field(4, gt=0)
+    attention_heads: int = Field(4, gt=0, description="A divisor of hidden_dim; late, gated and low_rank have none.")
     dropout: float = Field(0.3, ge=0, lt=1)
     features: dict[str, str] = Field(
         default_factory=dict, description="Slot to feature name, e.g. audio: clap; each slot's encoder where empty."
     )
     slots: list[str] | None = Field(None, description="Which slots to use; all that have a feature where null.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Further options of this strategy.")
 
 
 class SlotTrainingConfig(Section):
@@ -59,6 +60,10 @@ class LoopConfig(Section):
     clip: float = Field(1.0, gt=0, description="Largest norm of a step's gradient.")
     clip_per_slot: bool = Field(False, description="Each slot's weights by themselves, and the shared ones.")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: matrix products in bfloat16, the rest not.")
+    auxiliary_loss: float = Field(0.0, ge=0, description="Weight of what each slot alone would lose; 0 is off.")
+    gradient_modulation: float = Field(
+        0.0, ge=0, description="How much smaller the steps of the slot that is ahead become; 0 is off, 0.3 usual."
+    )
     early_stopping: str = Field("loss", min_length=1, description="Or a metric on validation: macro_f1, mood/macro_f1.")
     slots: dict[str, SlotTrainingConfig] = Field(default_factory=dict, description="Slot to what it has of its own.")
     modality_dropout: float = Field(0.0, ge=0, lt=1, description="Chance that a present slot is hidden in a step.")

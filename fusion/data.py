@@ -6,7 +6,7 @@ Everything is read once and stays in memory; a batch is an index into whole tens
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from featurize.errors import ConfigError
 from featurize.segments import MODALITIES
 from fusion.config import Config
+from fusion.modules.base import Frames
 from stores.errors import StoreError
 from stores.feature import Status
 from stores.store import Store
@@ -24,13 +25,19 @@ EVALUATION_BATCH = 4096
 
 @dataclass(frozen=True)
 class SegmentData:
-    """vectors[slot]: float16 or float32 (N, D_slot), zeros where not present. present: bool (N, M), as `slots`."""
+    """vectors[slot]: float16 or float32 (N, D_slot), zeros where not present. present: bool (N, M), as `slots`.
+
+    frames[slot]: float16 or float32 (N, T_slot, D_slot), of which a row has the first `n_frames[slot]`, int (N,); only
+    for slots that have frames, and only where they were asked for.
+    """
 
     features: Mapping[str, str]  # slot -> feature name
     vectors: Mapping[str, Tensor]
     present: Tensor
     ids: np.ndarray  # text (N,)
     groups: np.ndarray  # text (N,)
+    frames: Mapping[str, Tensor] = field(default_factory=dict)
+    n_frames: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -42,14 +49,29 @@ class SegmentData:
 
     @property
     def evaluation_batch(self) -> int:
-        return EVALUATION_BATCH
+        """With frames, fewer rows: a row is as large as its slots' vectors and frames together."""
+        longest = max((frames.shape[1] for frames in self.frames.values()), default=0)
+        return max(1, EVALUATION_BATCH // (1 + longest))
 
     def batches(
         self, rows: Sequence[Tensor], augmentation_seed: int | None = None
-    ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        """For each batch of row numbers: these, and the vectors (B, D_slot) by slot. Vectors are never augmented."""
+    ) -> Iterator[tuple[Tensor, dict[str, Tensor | Frames]]]:
+        """For each batch of row numbers: these, and by slot the vectors (B, D_slot), or `Frames` where there are any.
+
+        Nothing is augmented: it would have to be before the encoder.
+        """
         for batch in rows:
-            yield batch, {slot: vectors[batch] for slot, vectors in self.vectors.items()}
+            yield batch, {slot: self._batch(slot, batch) for slot in self.vectors}
+
+    def real_frames(self, slot: str, rows: Tensor) -> Tensor:
+        """All frames (n, D_slot) of some rows, end to end."""
+        frames = self.frames[slot][rows]
+        real: Tensor = frames[_first(self.n_frames[slot][rows], frames.shape[1])]
+        return real
+
+    def without_frames(self) -> SegmentData:
+        """The same segments with vectors alone, for a fusion that reads no frames."""
+        return replace(self, frames={}, n_frames={})
 
     def only(self, slots: Sequence[str]) -> SegmentData:
         """The same segments with some of the slots."""
@@ -59,7 +81,17 @@ class SegmentData:
             features={slot: self.features[slot] for slot in slots},
             vectors={slot: self.vectors[slot] for slot in slots},
             present=self.present[:, columns],
+            frames={slot: self.frames[slot] for slot in slots if slot in self.frames},
+            n_frames={slot: self.n_frames[slot] for slot in slots if slot in self.n_frames},
         )
+
+    def _batch(self, slot: str, rows: Tensor) -> Tensor | Frames:
+        vectors = self.vectors[slot][rows]
+        if slot not in self.frames:
+            return vectors
+        n_frames = self.n_frames[slot][rows]
+        longest = int(n_frames.max()) if len(rows) else 0
+        return Frames(vectors, self.frames[slot][rows, :longest], _first(n_frames, longest))
 
 
 def choose_features(store: Store, config: Config) -> dict[str, str]:
@@ -97,9 +129,14 @@ def choose_features(store: Store, config: Config) -> dict[str, str]:
     return chosen
 
 
-def load_segments(store: Store, features: Mapping[str, str], *, allow_pending: bool = False) -> SegmentData:
-    """Read whole features into memory. Raises `StoreError` where rows are pending, `DamagedStore` on bad bytes."""
-    vectors, present = {}, []
+def load_segments(
+    store: Store, features: Mapping[str, str], *, with_frames: bool = False, allow_pending: bool = False
+) -> SegmentData:
+    """Read whole features into memory; with frames, where a feature has them, if asked to.
+
+    Raises `StoreError` where rows are pending, `DamagedStore` on bad bytes.
+    """
+    vectors, present, frames, n_frames = {}, [], {}, {}
     for slot, name in features.items():
         feature = store.feature(name)
         status = feature.status()
@@ -112,7 +149,15 @@ def load_segments(store: Store, features: Mapping[str, str], *, allow_pending: b
             )
         vectors[slot] = torch.from_numpy(feature.vectors())
         present.append(torch.from_numpy(status == Status.PRESENT))
-    return SegmentData(dict(features), vectors, torch.stack(present, dim=1), store.ids, store.groups)
+        if with_frames and feature.has_frames:
+            frames[slot] = torch.from_numpy(feature.frames())
+            n_frames[slot] = torch.from_numpy(feature.n_frames().astype(np.int64))
+    return SegmentData(dict(features), vectors, torch.stack(present, dim=1), store.ids, store.groups, frames, n_frames)
+
+
+def _first(n_frames: Tensor, longest: int) -> Tensor:
+    """How many frames rows have, int (B,), as a mask: bool (B, longest)."""
+    return torch.arange(longest) < n_frames[:, None]
 
 
 def _slot_order(slots: set[str]) -> list[str]:

@@ -74,7 +74,8 @@ def fit(
         raise UnknownName("fusion", strategy, FUSIONS)
     name = check_name(runs, name or free_name(runs, strategy), overwrite)
     splits = _open_splits(store, split_name or config.split.name)
-    data = load_segments(store, choose_features(store, config), allow_pending=allow_pending)
+    with_frames = FUSIONS[strategy].reads_frames
+    data = load_segments(store, choose_features(store, config), with_frames=with_frames, allow_pending=allow_pending)
     targets = load_targets(store, list(config.model.targets))
     notes = check_encoders(store, data.features, splits, allow_leak)
 
@@ -283,6 +284,7 @@ def _training_key(store: Store, data: SegmentData, targets: list[Target], splits
     """SHA-256 of all that decides the trainings: an interrupted run goes on only where it would be the same again."""
     facts = _environment(store, data, splits)
     decides = {name: facts[name] for name in ("features", "splits", "packages")}
+    decides["frames"] = {slot: frames.shape[1] for slot, frames in data.frames.items()}
     digest = hashlib.sha256(json.dumps([decides, config.model_dump(mode="json")], sort_keys=True).encode())
     digest.update(data.present.numpy().tobytes())
     for target in targets:
@@ -303,6 +305,7 @@ def _model_facts(data: SegmentData, config: Config, saved: _Saved) -> dict[str, 
         "fusion": config.model.fusion.model_dump(mode="json"),
         "features": dict(data.features),
         "widths": data.widths,
+        "frames": list(data.frames),
         "targets": [
             {"name": t.name, "kind": t.kind, "classes": t.classes, "mean": t.mean, "scale": t.scale}
             for t in saved.trained.targets

@@ -28,6 +28,7 @@ class MaskedEvents:
 
     known: Tensor
     loss_weight: float = 1.0
+    n_outputs: int = 1
 
     def fitted_to(self, rows: np.ndarray) -> Self:
         return self

@@ -3,28 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fusion.modules.base import MultimodalFusion, module_name
+from fusion.modules.base import Frames, MultimodalFusion, module_name
 from fusion.targets import Target
 
 
 class FusionModel(nn.Module):
-    """A fusion with a linear head for each target. Standardization travels with the weights."""
+    """A fusion with a linear head for each target. Standardization travels with the weights.
 
-    def __init__(self, fusion: MultimodalFusion, widths: Mapping[str, int], targets: Sequence[Target], dropout: float):
+    frame_slots: those that have frames. A fusion that reads none is given their vectors.
+    """
+
+    def __init__(
+        self,
+        fusion: MultimodalFusion,
+        widths: Mapping[str, int],
+        targets: Sequence[Target],
+        dropout: float,
+        frame_slots: Sequence[str] = (),
+    ):
         super().__init__()
         self.fusion = fusion
-        self.standardize = nn.ModuleDict({f"slot_{i}": Standardize(width) for i, width in enumerate(widths.values())})
         self.slots = tuple(widths)
+        self.frame_slots = tuple(slot for slot in widths if slot in frame_slots and fusion.reads_frames)
+        self.standardize = nn.ModuleDict({f"slot_{i}": Standardize(width) for i, width in enumerate(widths.values())})
+        self.standardize_frames = nn.ModuleDict(  # their own: frames vary more than the vectors that are their means
+            {f"slot_{i}": Standardize(widths[slot]) for i, slot in enumerate(widths) if slot in self.frame_slots}
+        )
         self.dropout = nn.Dropout(dropout)
         self.heads = nn.ModuleList([nn.Linear(fusion.hidden_dim, target.n_outputs) for target in targets])
 
-    def standardizers(self) -> list[Standardize]:
-        """One for each slot, in slot order."""
-        return [module for module in self.standardize.values() if isinstance(module, Standardize)]
+    def fit_standardization(self, slot: str, vectors: Tensor, frames: Tensor | None = None) -> None:
+        """Of present training rows: vectors (n, D), and for one of `frame_slots` all their real frames (n, D)."""
+        key = f"slot_{self.slots.index(slot)}"
+        for modules, values in ((self.standardize, vectors), (self.standardize_frames, frames)):
+            if values is not None:
+                standardize = modules[key]
+                assert isinstance(standardize, Standardize)
+                standardize.fit(values)
 
     def slot_parameters(self) -> dict[str, list[nn.Parameter]]:
         """Slot to the weights that only it uses: those of modules that bear its name."""
@@ -36,12 +56,34 @@ class FusionModel(nn.Module):
                     found[slot_of[part]].append(parameter)
         return found
 
-    def forward(self, features: Mapping[str, Tensor], present: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        """Logits (B, K) for each target, in target order; and the slot weights (B, M) where the fusion has them."""
-        standardized = {slot: self.standardize[f"slot_{i}"](features[slot]) for i, slot in enumerate(self.slots)}
-        fused = self.fusion.fuse(standardized, present)
+    def forward(self, features: Mapping[str, Tensor | Frames], present: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """Logits (B, K) for each target, in target order; and the slot weights (B, M) where the fusion has them.
+
+        Raises `ValueError` where a slot had frames in training and has none now.
+        """
+        logits, weights, _ = self.with_embeddings(features, present)
+        return logits, weights
+
+    def with_embeddings(
+        self, features: Mapping[str, Tensor | Frames], present: Tensor
+    ) -> tuple[list[Tensor], Tensor | None, Tensor]:
+        """As `forward`, and each slot's own embedding (B, M, H)."""
+        fused = self.fusion.fuse(self.standardized(features), present)
         hidden = self.dropout(fused.vector)
-        return [head(hidden) for head in self.heads], fused.weights
+        return [head(hidden) for head in self.heads], fused.weights, fused.embeddings
+
+    def standardized(self, features: Mapping[str, Tensor | Frames]) -> dict[str, Any]:
+        """What the fusion takes: for each slot its vectors, or `Frames` for one of `frame_slots`."""
+        found: dict[str, Any] = {}
+        for index, slot in enumerate(self.slots):
+            feature, key = features[slot], f"slot_{index}"
+            found[slot] = self.standardize[key](feature.pooled if isinstance(feature, Frames) else feature)
+            if slot in self.frame_slots:
+                if not isinstance(feature, Frames):
+                    raise ValueError(f"slot {slot} had frames in training; these data were loaded without them")
+                frames = self.standardize_frames[key](feature.values)
+                found[slot] = Frames(found[slot], frames, feature.mask)
+        return found
 
 
 class Standardize(nn.Module):

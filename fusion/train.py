@@ -15,12 +15,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fusion.balance import SlotBalance
 from fusion.checkpoint import Best, Checkpoint, TrainingState
 from fusion.config import FusionConfig, LoopConfig, TrainingConfig
 from fusion.data import SegmentData
@@ -28,6 +29,7 @@ from fusion.early_stopping import StoppingRule
 from fusion.missing import drop_slots
 from fusion.model import FusionModel
 from fusion.modules import build_fusion
+from fusion.objective import Objective, total_loss
 from fusion.optimization import SlotGradients, make_optimizer
 from fusion.targets import Target
 from stores.errors import TriadError
@@ -47,29 +49,6 @@ class TrainingData(Protocol):
 
         augmentation_seed: of this epoch's changes to the inputs; `None` changes nothing.
         """
-
-
-class Objective(Protocol):
-    """What one output of a model is trained for: a `Target`, or something of the input itself."""
-
-    @property
-    def known(self) -> Tensor:
-        """bool (N,): the rows that it can be trained on."""
-
-    @property
-    def loss_weight(self) -> float: ...
-
-    def fitted_to(self, rows: np.ndarray) -> Self:
-        """With what is learned from the training rows beforehand, such as class weights."""
-
-    def loss(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """(B, K) to scalar: a mean."""
-
-    def weight(self, rows: Tensor) -> float:
-        """What the mean over these rows divides by; 0 where it is over nothing."""
-
-    def predict(self, logits: Tensor) -> np.ndarray:
-        """(n, K), in terms that a user knows."""
 
 
 @dataclass
@@ -102,14 +81,14 @@ def train(
     """Fit one fusion on stored vectors. Raises `TriadError` as `train_model` does."""
     torch.manual_seed(seed)
     train_rows = _with_a_label(train_rows, targets)
-    model = FusionModel(
-        build_fusion(fusion.strategy, data.widths, fusion.hidden_dim, fusion.dropout),
-        data.widths,
-        targets,
-        fusion.dropout,
+    module = build_fusion(
+        fusion.strategy, data.widths, fusion.hidden_dim, fusion.dropout, fusion.attention_heads, fusion.options
     )
-    for index, (slot, standardize) in enumerate(zip(data.slots, model.standardizers(), strict=True)):
-        standardize.fit(data.vectors[slot][train_rows[data.present[train_rows, index].numpy()]])
+    model = FusionModel(module, data.widths, targets, fusion.dropout, tuple(data.frames))
+    for index, slot in enumerate(data.slots):
+        rows = torch.from_numpy(train_rows[data.present[train_rows, index].numpy()])
+        frames = data.real_frames(slot, rows) if slot in model.frame_slots else None
+        model.fit_standardization(slot, data.vectors[slot][rows], frames)
     return train_model(model, data, targets, train_rows, val_rows, training, seed, checkpoint=checkpoint)
 
 
@@ -138,8 +117,9 @@ def train_model(
     batch_size = training.batch_size
     piece_size = training.micro_batch_size or batch_size
     steps_per_epoch = math.ceil(len(train_rows) / batch_size)
-    optimizer, schedule = make_optimizer(model, training, training.epochs * steps_per_epoch)
     gradients = SlotGradients(model, training)
+    balance = SlotBalance(model, targets, training)  # its heads are optimized with the model, not clipped with it
+    optimizer, schedule = make_optimizer(model, training, training.epochs * steps_per_epoch)
     stopping = StoppingRule(training.early_stopping, targets)
 
     none_yet = Best(math.inf, 0, copy.deepcopy(model.state_dict()))
@@ -160,10 +140,11 @@ def train_model(
             for shown in present.split(piece_size):
                 rows, inputs = next(inputs_of_pieces)
                 with torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bf16"):
-                    logits, _ = model(inputs, shown)
+                    logits, slots_alone = balance.forward(inputs, shown, rows, batch, present)
                 loss = total_loss(targets, [out.float() for out in logits], rows, batch)
-                loss.backward()
+                (loss + slots_alone).backward()
                 train_loss += float(loss.detach()) * len(batch) / len(train_rows)
+            balance.modulate()
             norms.update({slot: float(norm) / steps_per_epoch for slot, norm in gradients.clip().items()})
             optimizer.step()
             schedule.step()
@@ -184,20 +165,8 @@ def train_model(
     if checkpoint is not None:
         checkpoint.save(state, now=True)
     model.load_state_dict(state.best.weights)
+    balance.finish()
     return Trained(model.eval(), targets, state.best.epoch, state.history)
-
-
-def total_loss(
-    targets: Sequence[Objective], logits: Sequence[Tensor], rows: Tensor, batch: Tensor | None = None
-) -> Tensor:
-    """The weighted sum of the targets' losses over some rows; of a batch that they are part of, their share of it."""
-    losses = []
-    for target, out in zip(targets, logits, strict=True):
-        share = 1.0
-        if batch is not None and len(batch) > len(rows):
-            share = target.weight(rows) / (target.weight(batch) or 1.0)
-        losses.append(target.loss_weight * share * target.loss(out, rows))
-    return torch.stack(losses).sum()
 
 
 @torch.inference_mode()

@@ -1,11 +1,12 @@
 """The contract of a fusion: subclass `FusionContract`, provide `name`, and get every test.
 
+A fusion that reads frames passes it twice: with vectors alone, and with frames in all slots but one (`FrameContract`).
 Parameters are shaken before they are tested: a fusion may start with zeros, and behind a zero every leak hides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from torch import Tensor
 from featurize.config import TargetConfig
 from fusion.data import SegmentData
 from fusion.missing import drop_slots
-from fusion.modules import MultimodalFusion, build_fusion
+from fusion.modules import FUSIONS, Frames, MultimodalFusion, build_fusion
 from fusion.modules.base import Fused
 from fusion.targets import Target, load_targets
 from stores.base import STRING
@@ -29,7 +30,9 @@ SLOT_SETS = [
     {"text": 5, "my.concept": 2},
     {"text": 1, "midi": 3, "音声 é": 7},
     {"text": 5, "audio": 4, "midi": 3, "a b/c": 2},
+    {"text": 5, "audio": 4, "midi": 3, "concept": 3, "v1.0": 1},
 ]
+N_FRAMES = 5
 POISON = {"nan": torch.nan, "inf": torch.inf, "minus inf": -torch.inf, "huge": 1e30, "one": 1.0}
 
 
@@ -79,13 +82,52 @@ def make_batch(widths: Mapping[str, int], n: int, seed: int = 0) -> tuple[dict[s
     return features, present
 
 
-def with_masked(features: Mapping[str, Tensor], present: Tensor, value: float | None) -> dict[str, Tensor]:
-    """The same, with other numbers where nothing is present; `None` draws them at random."""
-    changed = {}
-    for index, (slot, vectors) in enumerate(features.items()):
-        noise = 100 * torch.randn(vectors.shape, generator=torch.Generator().manual_seed(9))
-        other = noise if value is None else torch.full_like(vectors, value)
-        changed[slot] = torch.where(present[:, index : index + 1], vectors, other)
+Feature = Tensor | Frames
+
+
+def with_frames(features: Mapping[str, Tensor], seed: int = 0) -> dict[str, Feature]:
+    """The same vectors with up to `N_FRAMES` frames beside them, in all slots but the last of several."""
+    generator = torch.Generator().manual_seed(seed)
+    framed: dict[str, Feature] = dict(features)
+    for slot in list(features)[: max(1, len(features) - 1)]:
+        n, width = features[slot].shape
+        n_frames = torch.randint(0, N_FRAMES + 1, (n, 1), generator=generator)
+        n_frames[:1] = N_FRAMES
+        values = torch.randn(n, N_FRAMES, width, generator=generator)
+        framed[slot] = Frames(features[slot], values, torch.arange(N_FRAMES) < n_frames)
+    return framed
+
+
+def mapped(feature: Feature, change: Callable[[Tensor], Tensor]) -> Feature:
+    """Vectors and frames changed alike; the mask stays."""
+    if isinstance(feature, Frames):
+        return Frames(change(feature.pooled), change(feature.values), feature.mask)
+    return change(feature)
+
+
+def picked(features: Mapping[str, Feature], rows: Tensor | slice) -> dict[str, Feature]:
+    """Some rows, or the same in another order."""
+    return {
+        slot: Frames(f.pooled[rows], f.values[rows], f.mask[rows]) if isinstance(f, Frames) else f[rows]
+        for slot, f in features.items()
+    }
+
+
+def with_masked(features: Mapping[str, Feature], present: Tensor, value: float | None) -> dict[str, Feature]:
+    """The same, with other numbers where nothing is present or no frame is real; `None` draws them at random."""
+
+    def replaced(numbers: Tensor, kept: Tensor) -> Tensor:
+        noise = 100 * torch.randn(numbers.shape, generator=torch.Generator().manual_seed(9))
+        return torch.where(kept, numbers, noise if value is None else torch.full_like(numbers, value))
+
+    changed: dict[str, Feature] = {}
+    for index, (slot, feature) in enumerate(features.items()):
+        here = present[:, index : index + 1]
+        if isinstance(feature, Frames):
+            real = (feature.mask & here)[:, :, None]
+            changed[slot] = Frames(replaced(feature.pooled, here), replaced(feature.values, real), feature.mask)
+        else:
+            changed[slot] = replaced(feature, here)
     return changed
 
 
@@ -93,6 +135,11 @@ class FusionContract:
     """`name` is the strategy's name in `FUSIONS`. `null_words` mark the parameters that stand in for a missing slot."""
 
     null_words = ("null", "missing")
+    unused: tuple[str, ...] = ("place",)  # what only frames have
+
+    def batch(self, widths: Mapping[str, int], n: int, seed: int = 0) -> tuple[dict[str, Feature], Tensor]:
+        """Features as this contract gives them, and a mask, as `make_batch`."""
+        return make_batch(widths, n, seed)
 
     @pytest.fixture(autouse=True)
     def one_thread(self):
@@ -119,26 +166,28 @@ class FusionContract:
     @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
     def test_any_slots_and_any_batch_give_a_finite_vector(self, name, widths, n, training):
         fusion = self.build(name, widths).train(training)
-        features, present = make_batch(widths, n)
+        features, present = self.batch(widths, n)
+        torch.manual_seed(0)
         fused = fusion.fuse(features, present)
         assert fused.vector.shape == (n, HIDDEN) and fused.vector.isfinite().all()
         assert fused.weights is None or fused.weights.shape == (n, len(widths))
-        assert fusion(features, present).shape == (n, HIDDEN) and fusion.hidden_dim == HIDDEN
+        torch.manual_seed(0)
+        assert torch.equal(fusion(features, present), fused.vector) and fusion.hidden_dim == HIDDEN
 
     @pytest.mark.parametrize("widths", SLOT_SETS, ids=lambda widths: str(len(widths)))
     def test_every_present_slot_is_heard(self, name, widths):
         fusion = self.build(name, widths)
-        features, _ = make_batch(widths, 4)
+        features, _ = self.batch(widths, 4)
         present = torch.ones(4, len(widths), dtype=torch.bool)
         before = fusion(features, present)
         for slot in widths:
-            changed = {**features, slot: features[slot] + 1}
+            changed = {**features, slot: mapped(features[slot], lambda numbers: numbers + 1)}
             assert not torch.allclose(fusion(changed, present), before), slot
 
     def test_slots_of_equal_width_are_told_apart(self, name):
         widths = {"text": 3, "concept": 3}
         fusion = self.build(name, widths)
-        features, _ = make_batch(widths, 4)
+        features, _ = self.batch(widths, 4)
         present = torch.ones(4, 2, dtype=torch.bool)
         swapped = {"text": features["concept"], "concept": features["text"]}
         assert not torch.allclose(fusion(swapped, present), fusion(features, present))
@@ -146,7 +195,7 @@ class FusionContract:
     def test_no_two_slot_names_collide(self, name):
         """Whatever a module name cannot hold is escaped; the escaped form is a slot name too."""
         widths = {"a.b": 3, "a%2Eb": 2, "a_b": 4, "A.b": 1}
-        features, present = make_batch(widths, 4)
+        features, present = self.batch(widths, 4)
         assert self.build(name, widths)(features, present).isfinite().all()
 
     # Identity 3: what is not present is never read
@@ -155,7 +204,7 @@ class FusionContract:
     @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
     def test_numbers_of_a_missing_slot_change_no_bit(self, name, value, training):
         fusion = self.build(name).train(training)
-        features, present = make_batch(WIDTHS, 12)
+        features, present = self.batch(WIDTHS, 12)
         clean = self._step(fusion, with_masked(features, present, 0.0), present)
         dirty = self._step(fusion, with_masked(features, present, value), present)
         assert torch.equal(clean[0].vector, dirty[0].vector) and clean[0].vector.isfinite().all()
@@ -168,24 +217,45 @@ class FusionContract:
     @pytest.mark.parametrize("value", [0.5, torch.nan], ids=["number", "nan"])
     def test_no_gradient_reaches_a_missing_slot(self, name, value):
         fusion = self.build(name)
-        features, present = make_batch(WIDTHS, 12)
-        inputs = {slot: v.requires_grad_() for slot, v in with_masked(features, present, value).items()}
+        features, present = self.batch(WIDTHS, 12)
+        dirty = with_masked(features, present, value)
+        inputs = {slot: mapped(feature, lambda numbers: numbers.requires_grad_()) for slot, feature in dirty.items()}
         self._loss(fusion.fuse(inputs, present)).backward()
-        for index, slot in enumerate(WIDTHS):
-            gradient, here = inputs[slot].grad, present[:, index]
-            assert not gradient[~here].any(), f"{slot}: a masked row has a gradient"
-            assert gradient[here].abs().sum(dim=1).gt(0).all(), f"{slot}: a present row has none"
+        for index, (slot, feature) in enumerate(inputs.items()):
+            here = present[:, index]
+            leaves = {"vector": (feature, here)}
+            if isinstance(feature, Frames):
+                leaves = {
+                    "vector": (feature.pooled, here),
+                    "frame": (feature.values, feature.mask & here[:, None]),
+                }
+            for what, (leaf, real) in leaves.items():
+                assert not leaf.grad[~real].any(), f"{slot}: a masked {what} has a gradient"
+                assert leaf.grad[real].abs().sum(dim=1).gt(0).all(), f"{slot}: a real {what} has none"
+
+    def test_gradients_reach_every_parameter(self, name):
+        fusion = self.build(name)
+        features, present = self.batch(WIDTHS, 12)
+        _, gradients = self._step(fusion, features, present)
+        for parameter, _ in fusion.named_parameters():
+            if not any(word in parameter for word in self.unused):
+                gradient = gradients[parameter]
+                by_slot = gradient if len(gradient) == len(WIDTHS) else gradient[None]
+                assert by_slot.reshape(len(by_slot), -1).any(dim=1).all(), parameter
 
     # Identity 4: dropped is missing
 
     @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
     def test_a_dropped_slot_is_a_missing_slot(self, name, training):
         fusion = self.build(name).train(training)
-        features, _ = make_batch(WIDTHS, 40)
+        features, _ = self.batch(WIDTHS, 40)
         everything = torch.ones(40, 3, dtype=torch.bool)
         shown = drop_slots(everything, 0.5, torch.Generator().manual_seed(2))
         assert 0 < (~shown).sum() < shown.numel()
-        absent = {slot: vectors * shown[:, i : i + 1] for i, (slot, vectors) in enumerate(features.items())}
+        absent = with_masked(features, shown, 0.0)
+        for index, (slot, feature) in enumerate(absent.items()):
+            if isinstance(feature, Frames):  # as the store gives it: a row that is not present has no frame
+                absent[slot] = Frames(feature.pooled, feature.values, feature.mask & shown[:, index : index + 1])
         dropped, missing = self._step(fusion, features, shown), self._step(fusion, absent, shown.clone())
         assert torch.equal(dropped[0].vector, missing[0].vector)
         assert all(torch.equal(gradient, missing[1][parameter]) for parameter, gradient in dropped[1].items())
@@ -195,10 +265,12 @@ class FusionContract:
 
     def test_nothing_present_is_one_defined_output(self, name):
         fusion = self.build(name)
-        features, _ = make_batch(WIDTHS, 6)
+        features, _ = self.batch(WIDTHS, 6)
         nothing = torch.zeros(6, 3, dtype=torch.bool)
-        vector = fusion(with_masked(features, nothing, None), nothing)
-        assert vector.isfinite().all()
+        fused, gradients = self._step(fusion, with_masked(features, nothing, None), nothing)
+        vector = fused.vector
+        assert vector.isfinite().all() and all(gradient.isfinite().all() for gradient in gradients.values())
+        assert fused.weights is None or not fused.weights.any()
         torch.testing.assert_close(vector, vector[:1].expand(6, -1), rtol=0, atol=1e-6)
 
     def test_each_missing_slot_shows(self, name):
@@ -213,7 +285,7 @@ class FusionContract:
     @pytest.mark.parametrize("missing", range(3))
     def test_nulls_learn_where_a_slot_is_missing(self, name, missing):
         fusion = self.build(name)
-        features, _ = make_batch(WIDTHS, 6)
+        features, _ = self.batch(WIDTHS, 6)
         present = torch.ones(6, 3, dtype=torch.bool)
         present[:, missing] = False
         _, gradients = self._step(fusion, features, present)
@@ -224,19 +296,21 @@ class FusionContract:
 
     def test_a_row_does_not_depend_on_its_batch(self, name):
         fusion = self.build(name)
-        features, present = make_batch(WIDTHS, 10)
+        features, present = self.batch(WIDTHS, 10)
         whole = fusion.fuse(features, present)
-        for row in range(10):
-            alone = fusion.fuse({slot: v[row : row + 1] for slot, v in features.items()}, present[row : row + 1])
-            torch.testing.assert_close(alone.vector[0], whole.vector[row], rtol=1e-5, atol=1e-6)
+        shuffled = torch.randperm(10, generator=torch.Generator().manual_seed(4))
+        for rows in (shuffled, *(slice(row, row + 1) for row in range(10))):
+            part = fusion.fuse(picked(features, rows), present[rows])
+            torch.testing.assert_close(part.vector, whole.vector[rows], rtol=1e-5, atol=1e-6)
             if whole.weights is not None:
-                torch.testing.assert_close(alone.weights[0], whole.weights[row], rtol=1e-5, atol=1e-6)
+                torch.testing.assert_close(part.weights, whole.weights[rows], rtol=1e-5, atol=1e-6)
 
     @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
     def test_weights_lie_between_zero_and_one_and_are_zero_where_missing(self, name, training):
         fusion = self.build(name).train(training)
-        features, present = make_batch(WIDTHS, 30)
-        weights = fusion.fuse({slot: 20 * vectors for slot, vectors in features.items()}, present).weights
+        features, present = self.batch(WIDTHS, 30)
+        large = {slot: mapped(feature, lambda numbers: 20 * numbers) for slot, feature in features.items()}
+        weights = fusion.fuse(large, present).weights
         if weights is None:
             pytest.skip(f"{name} has no weights")
         assert weights.shape == (30, 3) and weights.min() >= 0 and weights.max() <= 1
@@ -247,7 +321,7 @@ class FusionContract:
     @pytest.mark.parametrize("change", ["missing", "unknown", "renamed"])
     def test_wrong_slots_are_named(self, name, change):
         fusion = self.build(name)
-        features, present = make_batch(WIDTHS, 2)
+        features, present = self.batch(WIDTHS, 2)
         if change != "unknown":
             features.pop("midi")
         if change != "missing":
@@ -258,18 +332,18 @@ class FusionContract:
 
     def test_no_slot_at_all_is_refused(self, name):
         with pytest.raises(ValueError, match="at least one slot"):
-            build_fusion(name, {}, HIDDEN, 0.3)
+            FUSIONS[name]({}, HIDDEN, 0.3)
 
     @pytest.mark.parametrize("widths", [SLOT_SETS[1], SLOT_SETS[2]], ids=["dot", "unicode"])
     def test_weights_survive_a_round_trip(self, name, widths):
         fusion, other = self.build(name, widths), self.build(name, widths, seed=1)
-        features, present = make_batch(widths, 5)
+        features, present = self.batch(widths, 5)
         assert not torch.equal(other(features, present), fusion(features, present))
         other.load_state_dict({key: value.clone() for key, value in fusion.state_dict().items()})
         assert torch.equal(other(features, present), fusion(features, present))
 
     def _step(
-        self, fusion: MultimodalFusion, features: Mapping[str, Tensor], present: Tensor
+        self, fusion: MultimodalFusion, features: Mapping[str, Feature], present: Tensor
     ) -> tuple[Fused, dict[str, Tensor]]:
         """Output and the gradient of every parameter, under a fixed seed."""
         fusion.zero_grad(set_to_none=True)
@@ -282,3 +356,77 @@ class FusionContract:
     def _loss(self, fused: Fused) -> Tensor:
         """A random direction: a plain sum is constant behind a layer norm."""
         return (fused.vector * torch.randn(fused.vector.shape, generator=torch.Generator().manual_seed(3))).sum()
+
+
+class FrameContract(FusionContract):
+    """The same with frames, and what only frames have: places, a mask of their own, and perhaps none at all."""
+
+    unused = ()
+
+    def batch(self, widths: Mapping[str, int], n: int, seed: int = 0) -> tuple[dict[str, Feature], Tensor]:
+        features, present = make_batch(widths, n, seed)
+        return with_frames(features, seed), present
+
+    def framed(self, n: int = 6) -> tuple[dict[str, Feature], Tensor]:
+        """Everything present, and every frame real."""
+        features, _ = make_batch(WIDTHS, n)
+        framed = with_frames(features)
+        for slot, feature in framed.items():
+            if isinstance(feature, Frames):
+                framed[slot] = Frames(feature.pooled, feature.values, torch.ones_like(feature.mask))
+        return framed, torch.ones(n, 3, dtype=torch.bool)
+
+    @pytest.mark.parametrize("step", range(N_FRAMES))
+    def test_every_frame_is_heard(self, name, step):
+        fusion = self.build(name)
+        features, present = self.framed()
+        before = fusion(features, present)
+        for slot, feature in features.items():
+            if isinstance(feature, Frames):
+                values = feature.values.clone()
+                values[:, step] += 1
+                changed = {**features, slot: Frames(feature.pooled, values, feature.mask)}
+                assert (fusion(changed, present) - before).abs().amax(dim=1).gt(1e-4).all(), slot
+
+    def test_the_order_of_frames_counts(self, name):
+        fusion = self.build(name)
+        features, present = self.framed()
+        before = fusion(features, present)
+        for slot, feature in features.items():
+            if isinstance(feature, Frames):
+                reversed_ = Frames(feature.pooled, feature.values.flip(1), feature.mask)
+                assert (fusion({**features, slot: reversed_}, present) - before).abs().max() > 1e-4, slot
+
+    @pytest.mark.parametrize("more", [1, 40])
+    def test_more_padding_changes_nothing(self, name, more):
+        fusion = self.build(name)
+        features, present = self.batch(WIDTHS, 12)
+        padded = {
+            slot: Frames(
+                f.pooled,
+                torch.cat([f.values, torch.full((12, more, f.values.shape[2]), torch.nan)], dim=1),
+                torch.cat([f.mask, torch.zeros(12, more, dtype=torch.bool)], dim=1),
+            )
+            if isinstance(f, Frames)
+            else f
+            for slot, f in features.items()
+        }
+        short, long = fusion.fuse(features, present), fusion.fuse(padded, present)
+        torch.testing.assert_close(long.vector, short.vector, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(long.weights, short.weights, rtol=1e-5, atol=1e-6)
+
+    def test_a_present_slot_without_frames_is_its_vector(self, name):
+        fusion = self.build(name)
+        features, present = self.framed()
+        none = {
+            slot: Frames(f.pooled, f.values, torch.zeros_like(f.mask)) if isinstance(f, Frames) else f
+            for slot, f in features.items()
+        }
+        vectors = {slot: f.pooled if isinstance(f, Frames) else f for slot, f in features.items()}
+        empty = {
+            slot: Frames(f.pooled, f.values[:, :0], f.mask[:, :0]) if isinstance(f, Frames) else f
+            for slot, f in features.items()
+        }
+        for other in (none, empty):
+            torch.testing.assert_close(fusion(other, present), fusion(vectors, present), rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(fusion(features, present), fusion(vectors, present))

@@ -12,7 +12,9 @@ from torch import nn
 
 from featurize.config import TargetConfig
 from featurize.errors import ConfigError, UnknownName
+from fusion import balance
 from fusion import checkpoint as checkpoint_module
+from fusion.balance import modulation
 from fusion.checkpoint import Checkpoint
 from fusion.config import FusionConfig, SlotTrainingConfig, TrainingConfig
 from fusion.data import SegmentData
@@ -122,6 +124,36 @@ def test_gradients_are_clipped_together_or_slot_by_slot() -> None:
     assert apart.norms() == pytest.approx([1.0, 0.5, 1.0], rel=1e-4)
     SlotGradients(own, TrainingConfig(clip=100.0, slots={"a": SlotTrainingConfig(clip=2.0)})).clip()
     assert own.norms() == pytest.approx([2.0, 0.5, 12.0], rel=1e-4)
+
+
+@pytest.mark.parametrize("piece", [7, 64])
+def test_auxiliary_losses_of_pieces_add_up_too(piece: int) -> None:
+    training = TRAINING.model_copy(update={"auxiliary_loss": 0.5, "gradient_modulation": 0.3})
+    whole, pieces = run(training), run(training.model_copy(update={"micro_batch_size": piece}))
+    np.testing.assert_allclose(losses(pieces), losses(whole), rtol=1e-4)
+    assert losses(whole) != losses(run(TRAINING)) and not same_weights(whole, run(TRAINING))
+    assert whole.model.state_dict().keys() == run(TRAINING).model.state_dict().keys()  # the heads are gone
+
+
+def test_a_slot_that_is_surer_than_the_others_learns_more_slowly() -> None:
+    """Scores 0.8, 0.2 and 0.4: the first is 8/3 of the others' mean."""
+    sure = {"a": -math.log(0.8), "b": -math.log(0.2), "c": -math.log(0.4)}
+    assert modulation(sure, 0.3) == pytest.approx({"a": 1 - math.tanh(0.3 * 8 / 3), "b": 1.0, "c": 1.0})
+    assert modulation(sure, 0.0) == {"a": 1.0, "b": 1.0, "c": 1.0}
+    assert modulation({"a": 0.1}, 0.3) == {"a": 1.0} and modulation({"a": 0.1, "b": 0.1}, 0.3) == {"a": 1.0, "b": 1.0}
+
+
+def test_modulation_changes_gradients_and_its_heads_teach_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = TRAINING.model_copy(update={"gradient_modulation": 0.3})
+    monkeypatch.setattr(balance, "modulation", lambda losses, _: dict.fromkeys(losses, 1.0))
+    assert same_weights(run(training), run(TRAINING))
+    monkeypatch.setattr(balance, "modulation", lambda losses, _: {**dict.fromkeys(losses, 1.0), "text": 0.0})
+    start = run(TRAINING.model_copy(update={"lr": 1e-12, "epochs": 1})).model.state_dict()
+    moved = {name: float((w - start[name]).abs().max()) for name, w in run(training).model.state_dict().items()}
+    text, audio = (
+        max(change for name, change in moved.items() if f"slot_{slot}.weight" in name) for slot in ("text", "audio")
+    )
+    assert text < 0.02 * audio  # weight decay alone moves it
 
 
 def test_the_history_tells_how_hard_each_slot_pulls() -> None:

@@ -2,20 +2,67 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
+from typing import Any
 
-from featurize.errors import UnknownName
-from fusion.modules.base import Fused, MultimodalFusion
+from featurize.errors import ConfigError, UnknownName
+from fusion.modules.base import Frames, Fused, MultimodalFusion
+from fusion.modules.bottleneck import BottleneckFusion
+from fusion.modules.cross_attention import CrossModalAttention
+from fusion.modules.early import EarlyFusion
 from fusion.modules.gated import GatedFusion
 from fusion.modules.late import ConcatFusion, LateFusion
+from fusion.modules.low_rank import LowRankFusion
 
-__all__ = ["ConcatFusion", "Fused", "GatedFusion", "LateFusion", "MultimodalFusion", "build_fusion"]
+__all__ = [
+    "BottleneckFusion",
+    "ConcatFusion",
+    "CrossModalAttention",
+    "EarlyFusion",
+    "Frames",
+    "Fused",
+    "GatedFusion",
+    "LateFusion",
+    "LowRankFusion",
+    "MultimodalFusion",
+    "build_fusion",
+]
 
-FUSIONS: dict[str, type[MultimodalFusion]] = {"late": LateFusion, "gated": GatedFusion}
+FUSIONS: dict[str, type[MultimodalFusion]] = {
+    "late": LateFusion,
+    "early": EarlyFusion,
+    "cross_attention": CrossModalAttention,
+    "gated": GatedFusion,
+    "bottleneck": BottleneckFusion,
+    "low_rank": LowRankFusion,
+}
+COMMON = ("widths", "hidden_dim", "dropout", "attention_heads")  # all else that a constructor takes is an option
 
 
-def build_fusion(name: str, widths: Mapping[str, int], hidden_dim: int, dropout: float) -> MultimodalFusion:
-    """A new fusion over slots of these widths. Raises `UnknownName`, which lists the known ones."""
+def build_fusion(
+    name: str,
+    widths: Mapping[str, int],
+    hidden_dim: int,
+    dropout: float,
+    attention_heads: int = 4,
+    options: Mapping[str, Any] | None = None,
+) -> MultimodalFusion:
+    """A new fusion over slots of these widths; `attention_heads` where it has any.
+
+    Raises `UnknownName` on an unknown fusion or option, `ConfigError` on a value that the fusion cannot take.
+    """
     if name not in FUSIONS:
         raise UnknownName("fusion", name, FUSIONS)
-    return FUSIONS[name](widths, hidden_dim, dropout)
+    parameters = inspect.signature(FUSIONS[name]).parameters
+    known = [option for option in parameters if option not in COMMON]
+    for option in options or {}:
+        if option not in known:
+            raise UnknownName(f"option of fusion {name}", option, known)
+    heads = {"attention_heads": attention_heads} if "attention_heads" in parameters else {}
+    values: dict[str, Any] = {"hidden_dim": hidden_dim, "dropout": dropout, **heads, **(options or {})}
+    try:
+        return FUSIONS[name](widths, **values)
+    except (TypeError, ValueError) as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in values.items())
+        raise ConfigError(f"Fusion {name} cannot take {given}: {error}.") from error

@@ -1,7 +1,8 @@
 """The fusion contract: slot vectors and their presence in, one vector per segment out.
 
-Conventions: B batch, M slots in a fixed order, D_slot feature width, H hidden. `present` is bool (B, M), columns in the
-order of `widths`. What stands in a slot that is not present is never read: not a wrong number, not NaN, not its sign.
+Conventions: B batch, M slots in a fixed order, D_slot feature width, T frames, H hidden. `present` is bool (B, M),
+columns in the order of `widths`. What stands in a slot that is not present, or in a frame that is not real, is never
+read: not a wrong number, not NaN, not its sign.
 """
 
 from __future__ import annotations
@@ -19,10 +20,26 @@ RESIDUAL_SCALE = 0.05  # of the last layer of an interaction MLP: it starts as a
 
 
 @dataclass(frozen=True)
+class Frames:
+    """A slot's features with a sequence. pooled: float (B, D), its vector. values: float (B, T, D), in order of time.
+
+    mask: bool (B, T), true where a frame is real: the first ones, and perhaps none at all.
+    """
+
+    pooled: Tensor
+    values: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
 class Fused:
-    """vector: (B, H). weights: how much each slot counted, (B, M), zero where missing; `None` where none are."""
+    """vector: (B, H). embeddings: each slot's own, (B, M, H), before it met another.
+
+    weights: how much each slot counted, (B, M), zero where missing; `None` where none are.
+    """
 
     vector: Tensor
+    embeddings: Tensor
     weights: Tensor | None = None
 
 
@@ -30,6 +47,7 @@ class MultimodalFusion(nn.Module, ABC):
     """Base of all fusions. Implement `fuse`; `forward` gives its vector."""
 
     name: ClassVar[str]
+    reads_frames: ClassVar[bool] = False  # where true, `features[slot]` may be `Frames` instead
 
     def __init__(self, widths: Mapping[str, int], hidden_dim: int, dropout: float):
         """widths: D of every slot, in slot order. Raises `ValueError` without any slot."""
@@ -73,6 +91,13 @@ class SlotProjections(nn.Module):
             tokens.append(torch.where(here, projected, self.nulls[index]))
         return torch.stack(tokens, dim=1)
 
+    def frames(self, slot: str, values: Tensor, real: Tensor) -> Tensor:
+        """A slot's frames (B, T, D), projected as its vectors: (B, T, H), zeros where `real`, bool (B, T), is false."""
+        # one draw for all frames of a row: a frame is much like its neighbours, which would tell what was dropped
+        values = values * self.dropout(values.new_ones(len(values), 1, values.shape[2]))
+        projected: Tensor = self.projections[module_name(slot)](values[real])
+        return projected.new_zeros(*real.shape, projected.shape[1]).masked_scatter(real[:, :, None], projected)
+
 
 class Interaction(nn.Sequential):
     """What the linear path misses: LayerNorm, hidden layer, GELU, dropout, output. (B, width) to (B, H)."""
@@ -81,6 +106,18 @@ class Interaction(nn.Sequential):
         last = nn.Linear(hidden_dim, hidden_dim)
         nn.init.normal_(last.weight, std=RESIDUAL_SCALE)  # not zero: from there an XOR is never found
         super().__init__(nn.LayerNorm(width), nn.Linear(width, hidden_dim), nn.GELU(), nn.Dropout(dropout), last)
+
+
+def pooled_vectors(features: Mapping[str, Tensor | Frames]) -> dict[str, Tensor]:
+    """Each slot's vectors (B, D_slot), with or without frames beside them."""
+    return {slot: feature.pooled if isinstance(feature, Frames) else feature for slot, feature in features.items()}
+
+
+def at_least_one(**options: int) -> None:
+    """Raise `ValueError` where an option is not a whole number of at least 1."""
+    for name, value in options.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1")
 
 
 def module_name(slot: str) -> str:

@@ -38,4 +38,4 @@ class GatedFusion(MultimodalFusion):
         gates = torch.sigmoid(self.gate(torch.flatten(tokens, start_dim=1)))
         gates = torch.where(present, gates, 0.0)
         gated = torch.where(present[:, :, None], gates[:, :, None] * tokens, self.missing).sum(dim=1)
-        return Fused(gated + self.interact(gated), gates)
+        return Fused(gated + self.interact(gated), tokens, gates)

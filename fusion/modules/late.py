@@ -26,7 +26,7 @@ class LateFusion(MultimodalFusion):
 
     def fuse(self, features: Mapping[str, Tensor], present: Tensor) -> Fused:
         tokens: Tensor = self.project(features, present)
-        return Fused(tokens.sum(dim=1) + self.interact(torch.flatten(tokens, start_dim=1)))
+        return Fused(tokens.sum(dim=1) + self.interact(torch.flatten(tokens, start_dim=1)), tokens)
 
 
 ConcatFusion = LateFusion
