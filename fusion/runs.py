@@ -7,6 +7,7 @@ history.parquet      one row an epoch, for every model, split and seed
 predictions.parquet  one row a segment, split and seed, of what was held out
 model.safetensors    weights of one model; what it needs to be rebuilt stands in the file's metadata
 report.html
+evaluation.json      what `cli evaluate` found, where it was asked
 """
 
 from __future__ import annotations

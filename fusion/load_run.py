@@ -1,0 +1,229 @@
+"""A run's model built again from its folder, and the features and labels of a store in the terms it was trained in.
+
+The folder says what the model needs: `config.yaml` the targets' columns, `metrics.json` the order of the slots,
+`environment.json` the features' fingerprints, and the metadata of `model.safetensors` the rest. What does not fit is
+refused: vectors of another encoder would pass through the model, and mean nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from featurize.config import TargetConfig
+from featurize.errors import ConfigError
+from fusion.config import Config, FusionConfig, load_config
+from fusion.data import SegmentData, load_segments
+from fusion.model import FusionModel
+from fusion.modules import build_fusion
+from fusion.runs import open_run
+from fusion.targets import Target, load_targets
+from fusion.train import infer
+from stores import open_store
+from stores.errors import TriadError
+from stores.store import Part, Store
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """features and widths are by slot, in slot order. targets know classes, mean and scale, but no segments' labels.
+
+    frame_slots: those of which the model reads frames.
+    """
+
+    folder: Path
+    config: Config
+    metrics: Mapping[str, Any]  # metrics.json
+    environment: Mapping[str, Any]  # environment.json
+    features: Mapping[str, str]
+    widths: Mapping[str, int]
+    frame_slots: tuple[str, ...]
+    targets: list[Target]
+    model: FusionModel
+
+    @property
+    def name(self) -> str:
+        return str(self.metrics["run"])
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        return tuple(self.features)
+
+    @property
+    def split_name(self) -> str:
+        """The split that the model was trained on: of folds, the first."""
+        return str(self.metrics["model"]["split"])
+
+    def logits(self, data: SegmentData, rows: np.ndarray, present: Tensor | None = None) -> list[Tensor]:
+        """(n, K) for each target. present: bool (n, M) in place of what is there, to hide slots from the model."""
+        return infer(self.model, data, rows, present)[0]
+
+    def predict(self, data: SegmentData, rows: np.ndarray, present: Tensor | None = None) -> list[np.ndarray]:
+        """float64 (n, K) for each target, in its own terms."""
+        logits = self.logits(data, rows, present)
+        return [target.predict(out) for target, out in zip(self.targets, logits, strict=True)]
+
+
+def load_run(run: Path) -> LoadedRun:
+    """The run in a folder, or of a name in `runs/`. Raises `TriadError` where its model cannot be built again."""
+    folder = open_run(run)
+    metrics, environment = _read_json(folder / "metrics.json"), _read_json(folder / "environment.json")
+    facts, weights = _read_model(folder / "model.safetensors")
+    config = load_config(folder / "config.yaml")
+    slots = list(metrics["slots"])  # the model's own metadata is sorted by name
+    widths = {slot: int(facts["widths"][slot]) for slot in slots}
+    nobody = torch.zeros(0)
+    targets = [
+        Target(t["name"], t["kind"], list(t["classes"]), nobody, nobody.bool(), mean=t["mean"], scale=t["scale"])
+        for t in facts["targets"]
+    ]
+    try:
+        fusion = FusionConfig.model_validate(facts["fusion"])
+        module = build_fusion(
+            fusion.strategy, widths, fusion.hidden_dim, fusion.dropout, fusion.attention_heads, fusion.options
+        )
+        model = FusionModel(module, widths, targets, fusion.dropout, facts.get("frames", ()))
+        model.load_state_dict(weights)
+    except (TriadError, ValueError, RuntimeError) as error:
+        then = environment["packages"]["triad-fusion"]
+        raise TriadError(
+            f"{folder}: its weights do not fit the {facts['fusion'].get('strategy')} fusion of this version; "
+            f"triad-fusion {then} wrote them.\nTrain it again: cli fit --config {folder / 'config.yaml'}"
+        ) from error
+    features = {slot: str(facts["features"][slot]) for slot in slots}
+    return LoadedRun(folder, config, metrics, environment, features, widths, model.frame_slots, targets, model.eval())
+
+
+def load_features(run: LoadedRun, store: Store, *, allow_pending: bool = False) -> SegmentData:
+    """What the run's slots are in a store. Raises `TriadError` where one is missing there, or another encoder's."""
+    stored = store.features()
+    for slot, name in run.features.items():
+        if name not in stored:
+            listed = ", ".join(stored) or "none"
+            raise TriadError(
+                f"Run {run.name} needs {name}; {store.tree.location} has {listed}.\n"
+                f"Make it as the run's was: cli featurize --encoder {name.partition('/')[2]}"
+            )
+        feature = store.feature(name)
+        if feature.width != run.widths[slot]:
+            raise TriadError(
+                f"{store.tree.location}: {name} has {feature.width} columns; run {run.name} was trained on "
+                f"{run.widths[slot]}.\nFeaturize it as it was, or train again with cli fit."
+            )
+        then = str(run.environment["features"][name])
+        if feature.fingerprint != then:
+            raise TriadError(
+                f"{store.tree.location}: {name} is by another encoder, or another configuration of it, than run "
+                f"{run.name} was trained on\n(fingerprint {feature.fingerprint[:8]}, then {then[:8]}). "
+                "Featurize it as it was, or train again with cli fit."
+            )
+        if slot in run.frame_slots and not feature.has_frames:
+            raise TriadError(
+                f"{store.tree.location}: {name} has no frames, which run {run.name} reads.\n"
+                f"Write them: cli featurize --encoder {name.partition('/')[2]} --frames 16 --replace"
+            )
+    return load_segments(store, run.features, with_frames=bool(run.frame_slots), allow_pending=allow_pending)
+
+
+def load_labels(run: LoadedRun, store: Store) -> tuple[list[Target], list[str]]:
+    """The run's targets with a store's labels, and notes on labels that the run does not know.
+
+    Raises `ConfigError` where the store lacks a label, or has it as something else.
+    """
+    configured = {config.name: config for config in run.config.model.targets}
+    targets, notes = [], []
+    for learned in run.targets:
+        config = configured.get(learned.name, TargetConfig(name=learned.name))
+        config = config.model_copy(update={"kind": learned.kind})
+        (found,) = load_targets(store, [config])
+        fixed_width = config.columns is not None or store.label(config.column or config.name).ndim == 2
+        truth, known = _in_terms_of(learned, found, fixed_width)
+        unknown = [name for name in found.classes if name not in learned.classes]
+        if unknown and learned.kind != "regression":
+            left_out = int((found.known & ~known).sum())
+            what = f"{left_out:,} segments with them are not scored" if left_out else "they are not scored"
+            notes.append(f"{learned.name}: run {run.name} has not learned {', '.join(unknown[:3])}; {what}.")
+        targets.append(replace(learned, truth=truth, known=known, metric=found.metric))
+    return targets, notes
+
+
+def own_store(run: LoadedRun, store: Store) -> Store | None:
+    """This store, or else the one the run names, where it still has the split that the model was trained on.
+
+    Only there is it known what the run has learned from. A store that has grown since is still the run's own.
+    """
+    if _has_split_of(run, store):
+        return store
+    try:
+        named = open_store(run.environment["store"])
+    except TriadError:
+        return None
+    return named if _has_split_of(run, named) else None
+
+
+def _has_split_of(run: LoadedRun, store: Store) -> bool:
+    if run.split_name not in store.splits():
+        return False
+    split = store.split(run.split_name)
+    then, since = np.split(split.parts, [run.metrics["n_segments"]])
+    digest = hashlib.sha256(then.tobytes()).hexdigest()
+    if digest != run.environment["splits"][run.split_name] or (since != Part.LEFT_OUT).any():
+        return False
+    # another data set may be dealt alike; it does not have the segments that the run predicted
+    path = run.folder / "predictions.parquet"
+    try:
+        table = pq.read_table(path, columns=["segment_id", "split"])
+    except (OSError, ValueError) as error:
+        raise TriadError(f"{path} cannot be read ({error}). Train the run again with cli fit.") from error
+    predicted = table.filter(pc.equal(table["split"], run.split_name))["segment_id"].to_pylist()
+    return set(predicted) == set(store.ids[split.rows(Part.TEST)].tolist())
+
+
+def _in_terms_of(learned: Target, found: Target, fixed_width: bool) -> tuple[Tensor, Tensor]:
+    """truth and known with the classes that the run has learned, in its order."""
+    if learned.kind == "regression" or found.classes == learned.classes:
+        return found.truth, found.known
+    if learned.kind == "categorical":
+        number = {name: index for index, name in enumerate(learned.classes)}
+        numbers = torch.tensor([number.get(name, -1) for name in found.classes])
+        truth = numbers[found.truth] if len(numbers) else found.truth
+        return truth.clamp(min=0), found.known & (truth >= 0)
+    if fixed_width:
+        raise ConfigError(
+            f"Target {learned.name}: the run has learned {len(learned.classes)} shares or labels "
+            f"({', '.join(learned.classes[:3])}, …); this store has {len(found.classes)}."
+        )
+    truth = torch.zeros(len(found.truth), learned.n_outputs)
+    for column, name in enumerate(learned.classes):
+        if name in found.classes:
+            truth[:, column] = found.truth[:, found.classes.index(name)]
+    return truth, found.known
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise TriadError(f"{path} cannot be read ({error}). Train the run again with cli fit.") from error
+    return values
+
+
+def _read_model(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What `fusion.runs.write_model` wrote: facts and weights."""
+    try:
+        with safe_open(path, "pt") as file:
+            facts: dict[str, Any] = json.loads(file.metadata()["triad_fusion"])
+            return facts, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise TriadError(f"{path} holds no model of a run ({error}). Train the run again with cli fit.") from error
