@@ -22,6 +22,7 @@ COMMANDS = {  # in the order of the work
     "train-encoder": ("fusion.commands:train_encoder_command", "Train an encoder that has no weights yet."),
     "featurize": ("featurize.commands:featurize_command", "Run one encoder over all segments."),
     "fit": ("fusion.commands:fit_command", "Train a fusion head on stored features, with baselines."),
+    "ablate": ("fusion.ablate_command:ablate_command", "Try fusions, slots and seeds against each other."),
     "evaluate": ("fusion.evaluate_command:evaluate_command", "Score a run: presence patterns, calibration, shift."),
     "report": ("fusion.commands:report_command", "Write a run's report.html anew."),
     "config": ("fusion.commands:config_command", "Show the configuration in force."),

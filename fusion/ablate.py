@@ -1,0 +1,399 @@
+"""`ablate`: fusions × slot subsets × folds × seeds from one load of the store, and what each is worth.
+
+A cell is one model on one slot subset, fold and seed. A finished cell is one file, called by the fingerprint of all
+that decides it, and renamed to that when it is whole. What has its file is not run again, and every table is made from
+the files alone: an ablation that was killed and started again ends with the tables of one that was not.
+
+Models are fusions and the baselines: `logistic regression` on every subset, `mask only`, `majority`. A subset is a
+tuple in slot order. What the tables hold: `fusion/shapley.py`.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import json
+import pickle
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import as_completed
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache, cached_property
+from importlib.metadata import version
+from importlib.util import find_spec
+from itertools import zip_longest
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pebble import ProcessPool
+from safetensors import SafetensorError, safe_open
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from featurize.errors import ConfigError, UnknownName
+from featurize.segments import MODALITIES
+from fusion import baselines
+from fusion.config import Config, FusionConfig, TrainingConfig
+from fusion.data import SegmentData, choose_features, load_segments
+from fusion.evaluate import patterns
+from fusion.fit import PARTS, _open_splits
+from fusion.leaks import check_encoders
+from fusion.modules import FUSIONS
+from fusion.runs import check_name, environment, write_config, write_json, write_model
+from fusion.shapley import LINEAR, MAJORITY, MASK_ONLY, TABLES, Cell, Finished, Model, TargetTables, write_rows
+from fusion.targets import Target, load_targets
+from fusion.train import train
+from stores.errors import TriadError
+from stores.store import Split, Store
+
+ABLATION_FORMAT = 1
+CELL_FORMAT = 1
+PACKAGES = {name: version(name) for name in ("torch", "numpy", "scikit-learn")}
+MOST_SLOTS = 6  # 63 subsets
+HELD_OUT = ("val", "test")
+TABLES_IN_JSON = ("summary", "comparisons", "shapley")  # the results have a row for every cell
+Outputs = Mapping[str, list[np.ndarray]]  # part -> by target, (n, K)
+Grid = Mapping[Model, Sequence[int | None]]  # model -> its seeds
+Progress = Callable[[Cell, float, int, int], None]  # a cell, its validation score, cells run, cells to run
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """folder: where everything stands. metrics: what `metrics.json` holds. n_run: cells that were not there before."""
+
+    folder: Path
+    metrics: dict[str, Any]
+    n_cells: int
+    n_run: int
+
+
+def ablate(
+    store: Store,
+    config: Config,
+    *,
+    fusions: Sequence[str] | None = None,
+    subsets: Sequence[Sequence[str]] | None = None,
+    ablations: Path = Path("ablations"),
+    name: str = "default",
+    split_name: str | None = None,
+    workers: int = 0,
+    allow_pending: bool = False,
+    allow_leak: bool = False,
+    progress: Progress | None = None,
+) -> Ablation:
+    """Run the cells that are not finished, evaluate all, and write `ablations/name`.
+
+    fusions: all where `None`. subsets: all of the slots that have a feature where `None`. `split_name` may name a split
+    or a set of folds. The first target chooses what is best. Raises `TriadError`s where something does not fit.
+    """
+    fusions = list(dict.fromkeys(FUSIONS if fusions is None else fusions))
+    if not fusions:
+        raise ConfigError(f"No fusion to try. Name some: --fusion {','.join(FUSIONS)}")
+    for fusion in fusions:
+        if fusion not in FUSIONS:
+            raise UnknownName("fusion", fusion, FUSIONS)
+    known = {option for fusion in fusions for option in _parameters(fusion)}
+    for option in config.model.fusion.options:
+        if option not in known:
+            raise UnknownName(f"option of {', '.join(fusions)}", option, sorted(known))
+    folder = ablations / check_name(ablations, name, overwrite=True)
+    splits = _open_splits(store, split_name or config.split.name)
+    features, chosen = _choose_slots(store, config, subsets)
+    with_frames = any(FUSIONS[fusion].reads_frames for fusion in fusions)
+    data = load_segments(store, features, with_frames=with_frames, allow_pending=allow_pending)
+    targets = load_targets(store, list(config.model.targets))
+    notes = check_encoders(store, features, splits, allow_leak)
+
+    cells = Cells(data, targets, splits, config, folder / "cells")
+    grid: dict[Model, Sequence[int | None]] = {}
+    for subset in chosen:
+        grid |= {Model(fusion, subset): config.training.seeds for fusion in fusions}
+        grid[Model(LINEAR, subset)] = [None]
+    grid |= {Model(MASK_ONLY, data.slots): [None], Model(MAJORITY, ()): [None]}
+    tables = [TargetTables(i, target, data.groups, config.training.bootstrap) for i, target in enumerate(targets)]
+    n_run = _run_missing(cells, grid, tables[0], workers, progress)
+
+    for model, seeds in grid.items():
+        finished = {cell: cells.read(cell) for cell in _cells_of(model, seeds, len(splits))}
+        for of_target in tables:
+            of_target.add(model, finished, cells.rows)
+    found = [of_target.tables(fusions, max(chosen, key=len), data.slots) for of_target in tables]
+    metrics = {
+        "format": ABLATION_FORMAT,
+        "ablation": name,
+        "fusions": fusions,
+        "slots": {slot: feature.partition("/")[2] for slot, feature in features.items()},
+        "subsets": ["+".join(subset) for subset in chosen],
+        "split": {
+            "name": split_name or config.split.name,
+            "method": splits[0].facts["method"],
+            "folds": len(splits),
+            "leaks": bool(splits[0].facts.get("leaks")),
+        },
+        "seeds": config.training.seeds,
+        "n_segments": len(data.ids),
+        "n_groups": len(np.unique(data.groups)),
+        "presence": {slot: float(data.present[:, i].float().mean()) for i, slot in enumerate(data.slots)},
+        "notes": notes,
+        "targets": {
+            of_target.target.name: {**of_target.facts(fusions), **{name: rows[name] for name in TABLES_IN_JSON}}
+            for of_target, rows in zip(tables, found, strict=True)
+        },
+    }
+    write_config(folder, config)
+    fingerprints = {feature: store.feature(feature).fingerprint for feature in features.values()}
+    write_json(folder / "environment.json", environment(store=store.tree.location, features=fingerprints))
+    for table in TABLES:
+        write_rows(folder, table, [row for rows in found for row in rows[table]])
+    write_json(folder / "metrics.json", metrics)
+    return Ablation(folder, metrics, sum(map(len, grid.values())) * len(splits), n_run)
+
+
+def _choose_slots(
+    store: Store, config: Config, subsets: Sequence[Sequence[str]] | None
+) -> tuple[dict[str, str], list[tuple[str, ...]]]:
+    """Slot to feature name of all that is needed, and the subsets in slot order, the smallest first."""
+    if subsets is None:
+        features = choose_features(store, config)
+        if len(features) > MOST_SLOTS:
+            raise ConfigError(
+                f"{len(features)} slots have {2 ** len(features) - 1} subsets; all are run for {MOST_SLOTS} at most.\n"
+                "Name those to run: --slots text+audio,text"
+            )
+        return features, patterns(list(features))
+    named = {slot for subset in subsets for slot in subset}
+    if not named:
+        raise ConfigError("No slots to try. Name subsets of them: --slots text+audio,text")
+    stored = {feature.partition("/")[0] for feature in store.features()}
+    for slot in sorted(named - stored if stored else ()):
+        raise UnknownName("slot", slot, sorted(stored))
+    slots = [*(slot for slot in MODALITIES if slot in named), *sorted(named - {*MODALITIES})]
+    fusion = config.model.fusion.model_copy(update={"slots": slots})
+    model = config.model.model_copy(update={"fusion": fusion})
+    features = choose_features(store, config.model_copy(update={"model": model}))
+    chosen = {tuple(slot for slot in slots if slot in subset) for subset in subsets if subset}
+    return features, sorted(chosen, key=lambda subset: (len(subset), [slots.index(slot) for slot in subset]))
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The folder where cells are kept, and all that they are made from."""
+
+    data: SegmentData
+    targets: list[Target]
+    splits: list[Split]
+    config: Config
+    folder: Path
+
+    @cached_property
+    def rows(self) -> list[dict[str, np.ndarray]]:
+        """Of each fold, the row numbers of its parts."""
+        return [{part: split.rows(code) for part, code in PARTS.items()} for split in self.splits]
+
+    def path(self, cell: Cell) -> Path:
+        facts: dict[str, Any] = {
+            "format": CELL_FORMAT,
+            "packages": PACKAGES,
+            "code": _code_digest("fusion.baselines"),
+            "model": [cell.model.name, cell.seed],
+            "slots": [[slot, self._slot_digests[slot, _reads_frames(cell.model)]] for slot in cell.model.slots],
+            "targets": _digest(self.targets),
+            "split": _digest(self.splits[cell.fold].parts),
+        }
+        if cell.model.name in FUSIONS:
+            fusion, training = self._settings(cell.model)
+            facts["code"] = _code_digest("fusion.train", FUSIONS[cell.model.name].__module__)
+            facts["fusion"] = fusion.model_dump(mode="json", exclude={"features", "slots"})
+            facts["training"] = training.model_dump(mode="json", exclude={"seeds", "bootstrap"})
+        return self.folder / f"{_digest(facts)[:32]}.safetensors"
+
+    def read(self, cell: Cell) -> Finished:
+        """Raises `FileNotFoundError` where it is not finished, `SafetensorError` where its file is damaged."""
+        with safe_open(self.path(cell), "numpy") as file:
+            outputs = {
+                part: [file.get_tensor(f"{part}.{i}").astype(np.float64) for i in range(len(self.targets))]
+                for part in HELD_OUT
+            }
+            return Finished(outputs, json.loads(file.metadata()["triad_fusion"]))
+
+    def run(self, cell: Cell) -> None:
+        """Train or fit it and keep what it predicts. On one thread: no number then depends on how many there are."""
+        started = time.perf_counter()
+        with threadpool_limits(1):
+            outputs, facts = self._train(cell) if cell.model.name in FUSIONS else (self._fit_baseline(cell), {})
+        facts |= {"model": cell.model.name, "slots": cell.model.slots, "seed": cell.seed}
+        facts |= {"split": self.splits[cell.fold].name, "seconds": time.perf_counter() - started}
+        tensors = {
+            f"{part}.{i}": torch.from_numpy(output.astype(np.float32))
+            for part, by_target in outputs.items()
+            for i, output in enumerate(by_target)
+        }
+        path = self.path(cell)
+        write_model(path.with_suffix(".partial"), tensors, facts)
+        path.with_suffix(".partial").replace(path)
+
+    def _train(self, cell: Cell) -> tuple[Outputs, dict[str, Any]]:
+        data, rows = self._data_of(cell.model), self.rows[cell.fold]
+        assert cell.seed is not None
+        settings = self._settings(cell.model)
+        trained = train(data, self.targets, rows["train"], rows["val"], *settings, cell.seed)
+        best = trained.history[trained.best_epoch - 1]
+        facts = {"best_epoch": trained.best_epoch, "epochs": len(trained.history)}
+        facts |= {key: best[key] for key in ("train_loss", "val_loss")}
+        return {part: trained.predict(data, rows[part])[0] for part in HELD_OUT}, facts
+
+    def _data_of(self, model: Model) -> SegmentData:
+        data = self.data.only(model.slots)
+        return data if _reads_frames(model) else data.without_frames()
+
+    def _settings(self, model: Model) -> tuple[FusionConfig, TrainingConfig]:
+        """As configured; what is set for a slot that the subset lacks is for other subsets."""
+        fusion, training = self.config.model.fusion, self.config.training
+        absent = set(self.data.slots) - set(model.slots)
+        slots = {slot: own for slot, own in training.slots.items() if slot not in absent}
+        fusion = fusion.model_copy(update={"strategy": model.name, "options": options_for(model.name, fusion)})
+        return fusion, training.model_copy(update={"slots": slots})
+
+    def _fit_baseline(self, cell: Cell) -> Outputs:
+        rows = self.rows[cell.fold]
+        if cell.model.name == MAJORITY:
+            majority = baselines.majority
+            return {part: [majority(target, rows["train"], rows[part]) for target in self.targets] for part in HELD_OUT}
+        data = self._data_of(cell.model)
+        inputs = baselines.mask(data) if cell.model.name == MASK_ONLY else baselines.concatenation(data, rows["train"])
+        held_out = np.concatenate([rows[part] for part in HELD_OUT])
+        outputs = [baselines.linear(inputs, target, rows["train"], rows["val"], held_out) for target in self.targets]
+        val, test = zip(*(np.split(output, [len(rows["val"])]) for output in outputs), strict=True)
+        return {"val": list(val), "test": list(test)}
+
+    @cached_property
+    def _slot_digests(self) -> dict[tuple[str, bool], str]:
+        """By slot, and whether its frames count."""
+        read = {False: self.data.without_frames(), True: self.data}
+        return {(slot, frames): _digest(data.only([slot])) for frames, data in read.items() for slot in data.slots}
+
+
+def options_for(fusion: str, config: FusionConfig) -> dict[str, Any]:
+    """Those of the configured options that this fusion has; the others are for other fusions."""
+    return {option: value for option, value in config.options.items() if option in _parameters(fusion)}
+
+
+def _parameters(fusion: str) -> list[str]:
+    return list(inspect.signature(FUSIONS[fusion]).parameters)
+
+
+def _reads_frames(model: Model) -> bool:
+    return model.name in FUSIONS and FUSIONS[model.name].reads_frames
+
+
+def _cells_of(model: Model, seeds: Sequence[int | None], n_folds: int) -> list[Cell]:
+    return [Cell(model, fold, seed) for seed in seeds for fold in range(n_folds)]
+
+
+def _run_missing(cells: Cells, grid: Grid, tables: TargetTables, workers: int, progress: Progress | None) -> int:
+    """Run what is not finished; returns how many cells that were."""
+    wanted = [_cells_of(model, seeds, len(cells.splits)) for model, seeds in grid.items()]
+    # a model's first cell after another's first, so that each soon has something to show
+    order = [cell for turn in zip_longest(*wanted) for cell in turn if cell is not None]
+    missing: list[Cell] = []
+
+    def report(cell: Cell, done: int) -> None:
+        finished = cells.read(cell)
+        if progress is not None:
+            progress(cell, tables.score(finished, cells.rows[cell.fold], "val"), done, len(missing))
+
+    for cell in order:
+        try:
+            report(cell, 0)
+        except (FileNotFoundError, SafetensorError):
+            missing.append(cell)
+    cells.folder.mkdir(parents=True, exist_ok=True)
+    for done, cell in enumerate(_run(cells, missing, workers), start=1):
+        report(cell, done)
+    return len(missing)
+
+
+def _run(cells: Cells, missing: Sequence[Cell], workers: int) -> Iterator[Cell]:
+    """Run cells, here or in other processes; each comes back when it is finished."""
+    if not workers or not missing:
+        for cell in missing:
+            cells.run(cell)
+            yield cell
+        return
+    copied = pickle.dumps(cells)  # each process has its own: shared memory is small in many containers
+    pool = ProcessPool(workers, context=get_context("spawn"), initializer=_adopt_cells, initargs=(copied,))
+    try:
+        for future in as_completed([pool.schedule(_run_in_worker, args=(cell,)) for cell in missing]):
+            cell, mistake = future.result()
+            if mistake is not None:
+                raise TriadError(mistake)
+            yield cell
+    finally:
+        pool.stop()
+        pool.join()
+
+
+_cells: Cells  # of this worker process
+
+
+def _adopt_cells(copied: bytes) -> None:
+    global _cells
+    _cells = pickle.loads(copied)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+
+
+def _run_in_worker(cell: Cell) -> tuple[Cell, str | None]:
+    """The cell, and the user's mistake where there is one: not every exception survives the way back."""
+    try:
+        _cells.run(cell)
+    except TriadError as error:
+        return cell, str(error)
+    return cell, None
+
+
+def _digest(value: Any) -> str:
+    """SHA-256 of plain values, arrays and tensors, and of lists, mappings and dataclasses of them, in their order."""
+    if isinstance(value, torch.Tensor):
+        value = value.numpy()
+    if is_dataclass(value):
+        value = [[field.name, getattr(value, field.name)] for field in fields(value)]
+    if isinstance(value, Mapping):
+        value = [[key, item] for key, item in value.items()]
+    if isinstance(value, list | tuple):
+        return hashlib.sha256(json.dumps([_digest(item) for item in value]).encode()).hexdigest()
+    if isinstance(value, np.ndarray) and value.dtype.kind != "T":
+        digest = hashlib.sha256(f"{value.dtype} {value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).data)
+        return digest.hexdigest()
+    plain = value.tolist() if isinstance(value, np.ndarray) else value
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
+
+
+@cache
+def _code_digest(*modules: str) -> str:
+    """Of the source of these and of what they import from `fusion`; a fusion more in the list changes nothing."""
+    sources: dict[str, str] = {"fusion.modules": ""}
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        file = _source_file(name)
+        if name in sources or file is None:
+            continue
+        sources[name] = file.read_text("utf-8")
+        for node in ast.walk(ast.parse(sources[name])):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "fusion":
+                waiting += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return _digest(sorted(sources.items()))
+
+
+def _source_file(module: str) -> Path | None:
+    """`None` for what is no module, such as a class in one."""
+    try:
+        spec = find_spec(module)
+    except ModuleNotFoundError:
+        return None
+    return Path(spec.origin) if spec is not None and spec.origin is not None else None

@@ -1,0 +1,241 @@
+"""`cli ablate`: a live table while it runs, the results as text, and the best as a command that is ready to run."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from featurize.project import Project, project_options
+from fusion.table import interval_text, model_label, value_text
+
+LINEAR = "logistic regression"  # as in `fusion.shapley`, which would import torch
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fusion.ablate import Progress
+    from fusion.shapley import Cell, Model
+
+
+@click.command("ablate")
+@project_options
+@click.option("--fusion", "fusions", default="all", show_default=True, help="all, or a list such as late,gated.")
+@click.option("--slots", default="all", show_default=True, help="all subsets of slots, or a list: text+audio,text.")
+@click.option("--seeds", type=click.IntRange(1), help="How many seeds to train. [default: training.seeds, 3]")
+@click.option("--split", "split_name", help="A split, or a set of folds made by `cli split --folds`.")
+@click.option("--target", "target_names", multiple=True, metavar="LABEL[:KIND]", help="What to predict; repeatable.")
+@click.option(
+    "--feature", "features", multiple=True, metavar="SLOT/NAME", help="Which feature fills a slot; repeatable."
+)
+@click.option(
+    "--name", default="default", show_default=True, help="Folder in ablations/; what it has is not run again."
+)
+@click.option("--ablations", type=click.Path(path_type=Path), default=Path("ablations"), show_default=True)
+@click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that train.")
+@click.option("--allow-pending", is_flag=True, help="Count rows that are not featurized yet as missing.")
+@click.option("--allow-leak", is_flag=True, help="Accept encoders that saw labels of held-out groups; it is noted.")
+@click.option("--json", "as_json", is_flag=True, help="Print metrics.json.")
+def ablate_command(
+    project: Project,
+    fusions: str,
+    slots: str,
+    seeds: int | None,
+    target_names: tuple[str, ...],
+    features: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Train every fusion on every subset of slots, fold and seed; compare them in pairs; say what each slot adds.
+
+    Interrupt it and type it again: finished trainings are not repeated, nor are those that a larger list shares.
+
+    \b
+    Example:
+      cli split --folds 5 --name cv
+      cli ablate --fusion late,gated --slots all --seeds 5 --split cv
+    """
+    from fusion.ablate import ablate
+    from fusion.commands import _with_options
+
+    fit_options = {"strategy": None, "slots": None, "seeds": seeds, "target_names": target_names, "features": features}
+    config = _with_options(project.config, fit_options)
+    with _live_table() as progress:
+        found = ablate(
+            project.open_store(),
+            config,
+            fusions=None if fusions == "all" else _names(fusions, ","),
+            subsets=None if slots == "all" else [_names(subset, "+") for subset in _names(slots, ",")],
+            progress=progress,
+            **options,
+        )
+    if as_json:
+        click.echo(json.dumps(found.metrics, indent=2))
+        return
+    click.echo("\n".join(ablation_lines(found.metrics)))
+    click.echo(f"\nTrain the best: {fit_line(found.metrics, config, click.get_current_context().params)}")
+    click.echo(f"Tables: {found.folder}/*.csv and *.parquet   {found.n_run:,} of {found.n_cells:,} cells were run now")
+
+
+def fit_line(metrics: Mapping[str, Any], config: Any, options: Mapping[str, Any]) -> str:
+    """The `cli fit` that trains the first target's best configuration. options: what `cli ablate` was given."""
+    from fusion.ablate import options_for
+
+    best = next(iter(metrics["targets"].values()))["best"]
+    overrides = list(options["overrides"])
+    own = options_for(best["fusion"], config.model.fusion)
+    if own != config.model.fusion.options:
+        overrides.append(f"model.fusion.options={json.dumps(own)}")
+    words = ["cli", "fit", "--fusion", best["fusion"], "--slots", ",".join(best["slots"])]
+    words += ["--split", metrics["split"]["name"]]
+    for flag, values in (
+        ("--set", overrides),
+        ("--target", options["target_names"]),
+        ("--feature", options["features"]),
+        ("--seeds", [options["seeds"]] if options["seeds"] else []),
+        ("--config", [options["config_path"]] if options["config_path"] else []),
+        ("--store", [options["store_path"]] if options["store_path"] != Path("features.zarr") else []),
+    ):
+        words += [word for value in values for word in (flag, str(value))]
+    words += [f"--{key.replace('_', '-')}" for key in ("allow_pending", "allow_leak") if options[key]]
+    return shlex.join(words)
+
+
+def ablation_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """What `cli ablate` prints. metrics: the content of `metrics.json`."""
+    split = metrics["split"]
+    folds = f", {split['folds']} folds pooled" if split["folds"] > 1 else ""
+    slots = ", ".join(f"{slot}/{encoder}" for slot, encoder in metrics["slots"].items())
+    subsets = f"{len(metrics['subsets'])} subsets of {slots}" if len(metrics["subsets"]) > 1 else slots
+    seeds = ", ".join(str(seed) for seed in metrics["seeds"])
+    head = f"{', '.join(metrics['fusions'])} on {subsets}; split {split['name']} ({split['method']}{folds})"
+    lines = [f"{head}; seeds {seeds}"]
+    for name, target in metrics["targets"].items():
+        arrow = "higher is better" if target["higher_is_better"] else "lower is better"
+        on = f"{target['n']:,} test segments of {target['n_groups']:,} groups"
+        lines += ["", f"{name}: {target['metric']} on {on} [95% interval] ({arrow})", *_summary_lines(target)]
+        lines.append(f"  best on validation: {_best_text(target)}")
+        together = f"all {len(target['comparisons'])} hold at once"
+        lines += ["", f"  compared in pairs, on the same segments and resamples [intervals so wide that {together}]"]
+        lines += _comparison_lines(target)
+        lines += ["", "  what each slot adds to the majority's score: its Shapley value [95% interval]"]
+        lines += _shapley_lines(target)
+    return lines + (["", *metrics["notes"]] if metrics["notes"] else [])
+
+
+def _best_text(target: Mapping[str, Any]) -> str:
+    best, linear = target["best"], target["best_linear"]
+    linear_model = model_label(LINEAR, target["kind"])
+    return (
+        f"{best['fusion']} on {'+'.join(best['slots'])} ({value_text(best['val'])});"
+        f" {linear_model} comes to {value_text(linear['val'])} on {'+'.join(linear['slots'])}"
+    )
+
+
+def _summary_lines(target: Mapping[str, Any]) -> list[str]:
+    rows = [("slots", "model", "test", "", "val", "seeds ±", "seconds")]
+    rows += [
+        (
+            row["slots"] or "none",
+            model_label(row["model"], target["kind"]),
+            value_text(row["test"]),
+            interval_text(_ends(row, "ci95")),
+            value_text(row["val"]),
+            value_text(row["seed_deviation"]),
+            f"{row['seconds']:.1f}",
+        )
+        for row in target["summary"]
+    ]
+    return _aligned(rows)
+
+
+def _comparison_lines(target: Mapping[str, Any]) -> list[str]:
+    """What two models have in common stands first, and what they differ in after it."""
+    rows = []
+    for row in target["comparisons"]:
+        if row["model"] == row["other_model"]:
+            common, one, other = row["model"], row["slots"], row["other_slots"]
+        else:
+            common, one, other = row["slots"], row["model"], row["other_model"]
+        one, other = model_label(one, target["kind"]), model_label(other, target["kind"])
+        joint = interval_text(_ends(row, "joint_ci95"))
+        rows.append((common, f"{one} − {other}", _signed(row["difference"]), joint, row["verdict"]))
+    return _aligned(rows)
+
+
+def _shapley_lines(target: Mapping[str, Any]) -> list[str]:
+    rows = [
+        (
+            model_label(row["model"], target["kind"]),
+            row["slot"],
+            _signed(row["value"]),
+            interval_text(_ends(row, "ci95")),
+        )
+        for row in target["shapley"]
+    ]
+    return _aligned(rows) if rows else ["  needs every subset: --slots all"]
+
+
+def _ends(row: Mapping[str, Any], name: str) -> list[float] | None:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return None if low is None else [low, high]
+
+
+def _signed(value: float | None) -> str:
+    return "—" if value is None else f"{value:+.3f}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def _names(text: str, separator: str) -> list[str]:
+    return [name.strip() for name in text.split(separator) if name.strip()]
+
+
+@contextmanager
+def _live_table() -> Iterator[Progress]:
+    """A table of validation scores that grows as cells are finished; lines of progress where there is no terminal.
+
+    Of the test part nothing is shown before the end: who watches it is tempted to stop when it pleases.
+    """
+    if not sys.stderr.isatty():
+        from featurize.progress import progress_bar
+
+        with progress_bar("ablate", "cells") as update:
+            yield lambda cell, value, run, to_run: update(run, to_run)
+        return
+    from rich.console import Console
+    from rich.live import Live
+
+    scores: dict[Model, list[float]] = {}
+    title = [""]
+
+    def progress(cell: Cell, value: float, run: int, to_run: int) -> None:
+        scores.setdefault(cell.model, []).append(value)
+        title[0] = f"ablate: {run:,} of {to_run:,} cells run; mean score on validation so far"
+
+    with Live(console=Console(stderr=True), transient=True, get_renderable=lambda: live_table(scores, title[0])):
+        yield progress
+
+
+def live_table(scores: Mapping[Model, Sequence[float]], title: str) -> Table:
+    """A row for each subset, a column for each model. scores: validation scores of finished cells."""
+    from rich.table import Table
+
+    table = Table("slots", title=title, box=None)
+    names = list(dict.fromkeys(model.name for model in scores))
+    for name in names:
+        table.add_column(name, justify="right")
+    means = {model: f"{sum(values) / len(values):.3f}" for model, values in scores.items()}
+    for slots in dict.fromkeys(model.slots for model in scores):
+        of_slots = {model.name: mean for model, mean in means.items() if model.slots == slots}
+        table.add_row("+".join(slots) or "none", *(of_slots.get(name, "") for name in names))
+    return table
