@@ -55,11 +55,11 @@ def ablate_command(
     """Train every fusion on every subset of slots, fold and seed; compare them in pairs; say what each slot adds.
 
     Interrupt it and type it again: finished trainings are not repeated, nor are those that a larger list shares.
+    All groups are tested in turn with --split cv, once cli split --folds 5 --name cv has made the folds.
 
     \b
     Example:
-      cli split --folds 5 --name cv
-      cli ablate --fusion late,gated --slots all --seeds 5 --split cv
+      cli ablate --fusion late,gated --slots all --seeds 5
     """
     from fusion.ablate import ablate
     from fusion.commands import _with_options
