@@ -52,8 +52,9 @@ class EncoderContract:
         for raw in raws:
             assert pickle.dumps(encoder.prepare(raw)) == pickle.dumps(encoder.prepare(raw))
 
-    def test_items_and_encoder_travel_to_other_processes(self, encoder, raws):
-        copy = pickle.loads(pickle.dumps(encoder))
+    @pytest.mark.parametrize("weights", [True, False])
+    def test_items_and_encoder_travel_to_other_processes(self, encoder, raws, weights):
+        copy = pickle.loads(pickle.dumps(encoder if weights else encoder.without_weights()))
         items = [pickle.loads(pickle.dumps(copy.prepare(raw))) for raw in raws]
         with torch.inference_mode():
             np.testing.assert_array_equal(encoder(encoder.collate(items)).pooled.numpy(), self.encode(encoder, raws))

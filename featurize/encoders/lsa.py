@@ -37,7 +37,6 @@ class LSAEncoder(TextEncoder):
     must_fit = True
 
     components: Tensor  # (terms, D)
-    idf: Tensor  # (terms,)
 
     def __init__(self, n_components: int = 128, max_terms: int = 20_000, min_documents: int = 2, seed: int = 0):
         super().__init__()
@@ -53,7 +52,7 @@ class LSAEncoder(TextEncoder):
         self._offsets: dict[str, int] = {}
         self._vocabularies: dict[str, list[str]] = {}
         self.register_buffer("components", torch.zeros(0, n_components))
-        self.register_buffer("idf", torch.zeros(0))
+        self._idf = np.zeros(0, np.float32)  # (terms,); no buffer, for `prepare` reads it where no weights are
 
     def fit(self, raws: Iterable[RawText]) -> None:
         """Learn vocabulary, idf and singular vectors. Raises `UnreadableInput` where fewer than 3 texts have words."""
@@ -79,7 +78,7 @@ class LSAEncoder(TextEncoder):
         documents = np.zeros(n_terms)
         for terms, _ in counts:
             documents[terms] += 1
-        self.idf = torch.from_numpy(np.log((1 + len(texts)) / (1 + documents)) + 1).float()
+        self._idf = (np.log((1 + len(texts)) / (1 + documents)) + 1).astype(np.float32)
         matrix = self._sparse_matrix([self._weigh(terms, count) for terms, count in counts], n_terms)
         self.width = min(self.settings["n_components"], len(texts) - 1, n_terms - 1)
         svd = TruncatedSVD(self.width, n_iter=7, random_state=self.settings["seed"]).fit(matrix)
@@ -109,13 +108,17 @@ class LSAEncoder(TextEncoder):
         if not self._vocabularies:
             return {}
         vocabulary = json.dumps(self._vocabularies, ensure_ascii=False).encode()
-        return {**super().state_arrays(), "vocabulary_json": np.frombuffer(vocabulary, np.uint8)}
+        return {
+            **super().state_arrays(),
+            "idf": self._idf,
+            "vocabulary_json": np.frombuffer(vocabulary, np.uint8),
+        }
 
     def load_state_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
         vocabularies: dict[str, list[str]] = json.loads(arrays["vocabulary_json"].tobytes())
         self._set_vocabularies(vocabularies)
         self.components = torch.from_numpy(arrays["components"].copy())
-        self.idf = torch.from_numpy(arrays["idf"].copy())
+        self._idf = arrays["idf"].copy()
         self.width = self.components.shape[1]
 
     def _set_vocabularies(self, vocabularies: Mapping[str, list[str]]) -> None:
@@ -137,7 +140,7 @@ class LSAEncoder(TextEncoder):
         return np.concatenate(terms), np.concatenate(counts)
 
     def _weigh(self, terms: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        weights = (1 + np.log(counts)) * self.idf.numpy()[terms]
+        weights = (1 + np.log(counts)) * self._idf[terms]
         for analyzer, start in self._offsets.items():
             block = (terms >= start) & (terms < start + len(self._vocabularies[analyzer]))
             norm = np.linalg.norm(weights[block])

@@ -76,6 +76,10 @@ class MediaBlobs:
                     self.unknown_ids.append(str(segment_id))
         self._cursors: dict[tuple[int, str], _Cursor] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which opens the files anew."""
+        return {**self.__dict__, "_cursors": {}}
+
     def has(self, modality: str) -> bool:
         return {"audio": "audio_waveform", "midi": "midi_binary"}.get(modality) in self._available
 
