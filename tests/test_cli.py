@@ -288,7 +288,7 @@ def test_every_command_is_documented_with_an_example():
     assert list(cli.list_commands(context)) == list(COMMANDS)
 
 
-SELF_EXPLAINING = {"seed", "batch_size", "runs", "with_baselines", "dtype"}
+SELF_EXPLAINING = {"seed", "batch_size", "runs", "ablations", "with_baselines", "dtype"}
 
 
 def test_help_waits_for_no_library():

@@ -136,7 +136,7 @@ def test_an_audit_passes_what_is_right_and_finds_what_is_not():
     feature = toy_feature(MemoryTree(), 40, chunk_rows=16)
     extract(feature, ToyEncoder(), source)
     found = audit(feature, ToyEncoder(), source, k=10)
-    assert found.passed and found.rows == 10 and found.stored <= 2**-11 and found.batches == 0
+    assert found.passed and found.rows == 10 and found.stored <= 2**-11 and found.batches <= 1e-6
     source.contents[0] = [99]
     assert audit(feature, ToyEncoder(), source, k=40).changed == 1
     other = ToyEncoder()
