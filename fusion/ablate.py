@@ -40,9 +40,9 @@ from fusion import baselines
 from fusion.config import Config, FusionConfig, TrainingConfig
 from fusion.data import SegmentData, choose_features, load_segments
 from fusion.evaluate import patterns
-from fusion.fit import PARTS, _open_splits
+from fusion.fit import PARTS, open_splits
 from fusion.leaks import check_encoders
-from fusion.modules import FUSIONS
+from fusion.modules import FUSIONS, fusion_class
 from fusion.runs import check_name, environment, write_config, write_json, write_model
 from fusion.shapley import LINEAR, MAJORITY, MASK_ONLY, TABLES, Cell, Finished, Model, TargetTables, write_rows
 from fusion.targets import Target, load_targets
@@ -93,18 +93,17 @@ def ablate(
     fusions = list(dict.fromkeys(FUSIONS if fusions is None else fusions))
     if not fusions:
         raise ConfigError(f"No fusion to try. Name some: --fusion {','.join(FUSIONS)}")
-    for fusion in fusions:
-        if fusion not in FUSIONS:
-            raise UnknownName("fusion", fusion, FUSIONS)
+    classes = [fusion_class(fusion) for fusion in fusions]
     known = {option for fusion in fusions for option in _parameters(fusion)}
     for option in config.model.fusion.options:
         if option not in known:
             raise UnknownName(f"option of {', '.join(fusions)}", option, sorted(known))
     folder = ablations / check_name(ablations, name, overwrite=True)
-    splits = _open_splits(store, split_name or config.split.name)
+    splits = open_splits(store, split_name or config.split.name)
     features, chosen = _choose_slots(store, config, subsets)
-    with_frames = any(FUSIONS[fusion].reads_frames for fusion in fusions)
-    data = load_segments(store, features, with_frames=with_frames, allow_pending=allow_pending)
+    data = load_segments(
+        store, features, with_frames=any(cls.reads_frames for cls in classes), allow_pending=allow_pending
+    )
     targets = load_targets(store, list(config.model.targets))
     notes = check_encoders(store, features, splits, allow_leak)
 

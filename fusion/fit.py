@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from featurize.errors import SplitError, UnknownName
+from featurize.errors import SplitError
 from featurize.splits import check_split, fold_names
 from fusion import baselines
 from fusion.checkpoint import Checkpoint
@@ -22,7 +22,7 @@ from fusion.data import SegmentData, choose_features, load_segments
 from fusion.evaluate import FUSION, Predictions, evaluate, pattern_rows, patterns
 from fusion.leaks import check_encoders
 from fusion.metrics import headline_metric, score
-from fusion.modules import FUSIONS
+from fusion.modules import fusion_class
 from fusion.optimization import dominating_slot
 from fusion.runs import (
     CHECKPOINTS,
@@ -70,11 +70,9 @@ def fit(
     `split_name` may name a split or a set of folds. Raises `TriadError`s where something does not fit.
     """
     strategy = config.model.fusion.strategy
-    if strategy not in FUSIONS:
-        raise UnknownName("fusion", strategy, FUSIONS)
+    with_frames = fusion_class(strategy).reads_frames
     name = check_name(runs, name or free_name(runs, strategy), overwrite)
-    splits = _open_splits(store, split_name or config.split.name)
-    with_frames = FUSIONS[strategy].reads_frames
+    splits = open_splits(store, split_name or config.split.name)
     data = load_segments(store, choose_features(store, config), with_frames=with_frames, allow_pending=allow_pending)
     targets = load_targets(store, list(config.model.targets))
     notes = check_encoders(store, data.features, splits, allow_leak)
@@ -266,7 +264,7 @@ class _Job:
             self.saved = _Saved(split.name, seed, val_loss, trained)
 
 
-def _open_splits(store: Store, name: str) -> list[Split]:
+def open_splits(store: Store, name: str) -> list[Split]:
     names = fold_names(name, store.splits())
     if not names:
         listed = ", ".join(store.splits()) or "none"

@@ -27,6 +27,7 @@ __all__ = [
     "LowRankFusion",
     "MultimodalFusion",
     "build_fusion",
+    "fusion_class",
 ]
 
 FUSIONS: dict[str, type[MultimodalFusion]] = {
@@ -38,6 +39,13 @@ FUSIONS: dict[str, type[MultimodalFusion]] = {
     "low_rank": LowRankFusion,
 }
 COMMON = ("widths", "hidden_dim", "dropout", "attention_heads")  # all else that a constructor takes is an option
+
+
+def fusion_class(name: str) -> type[MultimodalFusion]:
+    """Raises `UnknownName`."""
+    if name not in FUSIONS:
+        raise UnknownName("fusion", name, FUSIONS)
+    return FUSIONS[name]
 
 
 def build_fusion(
@@ -52,9 +60,8 @@ def build_fusion(
 
     Raises `UnknownName` on an unknown fusion or option, `ConfigError` on a value that the fusion cannot take.
     """
-    if name not in FUSIONS:
-        raise UnknownName("fusion", name, FUSIONS)
-    parameters = inspect.signature(FUSIONS[name]).parameters
+    cls = fusion_class(name)
+    parameters = inspect.signature(cls).parameters
     known = [option for option in parameters if option not in COMMON]
     for option in options or {}:
         if option not in known:
@@ -62,7 +69,7 @@ def build_fusion(
     heads = {"attention_heads": attention_heads} if "attention_heads" in parameters else {}
     values: dict[str, Any] = {"hidden_dim": hidden_dim, "dropout": dropout, **heads, **(options or {})}
     try:
-        return FUSIONS[name](widths, **values)
+        return cls(widths, **values)
     except (TypeError, ValueError) as error:
         given = ", ".join(f"{key}={value!r}" for key, value in values.items())
         raise ConfigError(f"Fusion {name} cannot take {given}: {error}.") from error
