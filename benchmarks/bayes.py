@@ -278,7 +278,9 @@ def measure(
 ) -> dict[str, Scores]:
     """By model: the optimum, the two comparisons, and the strategies."""
     scores: dict[str, Scores] = defaultdict(Scores)
-    plain = config.training.model_copy(update={"weight_decay": 0.0, "adam_epsilon": 1e-8, "modality_dropout": 0.0})
+    plain = TrainingConfig(
+        lr=1e-3, weight_decay=0.0, slot_weight_decay=0.0, adam_epsilon=1e-8, weight_averaging=0.0, modality_dropout=0.0
+    )
     for seed in range(seeds):
         task = make_task(evidence, n, n_test, seed)
         scores[OPTIMUM].add(task, task.optimal)

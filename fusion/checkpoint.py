@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fusion.averaging import WeightAverage
+
 SAVE_EVERY_SECONDS = 10.0
 
 
@@ -35,6 +37,7 @@ class TrainingState:
     schedule: torch.optim.lr_scheduler.LRScheduler
     generator: torch.Generator
     best: Best
+    averaged: WeightAverage
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -45,6 +48,7 @@ class TrainingState:
             "generator": self.generator.get_state(),
             "global_generator": torch.get_rng_state(),  # dropout draws from it
             "best": [self.best.badness, self.best.epoch, self.best.weights],
+            "averaged": self.averaged.state_dict(),
             "history": self.history,
         }
 
@@ -54,6 +58,7 @@ class TrainingState:
         self.schedule.load_state_dict(saved["schedule"])
         self.generator.set_state(saved["generator"])
         torch.set_rng_state(saved["global_generator"])
+        self.averaged.load_state_dict(saved["averaged"])
         self.best, self.history = Best(*saved["best"]), saved["history"]
 
 

@@ -55,6 +55,12 @@ class LoopConfig(Section):
     micro_batch_size: int | None = Field(
         None, gt=0, description="So many rows go through at once, and gradients add up to those of the whole batch."
     )
+    slot_weight_decay: float | None = Field(
+        None, ge=0, description="Of the weights that only one slot uses, its projection or encoder; as all where null."
+    )
+    weight_averaging: float = Field(
+        0.0, ge=0, lt=1, description="Validated and kept is a running mean of the weights, with this decay; 0 is off."
+    )
     schedule: Literal["cosine", "constant"] = Field("cosine", description="Of the learning rate, after the warm-up.")
     warmup: float = Field(0.0, ge=0, lt=1, description="Share of all steps in which the learning rate rises.")
     clip: float = Field(1.0, gt=0, description="Largest norm of a step's gradient.")
@@ -75,12 +81,16 @@ class TrainingConfig(LoopConfig):
     epochs: int = Field(100, gt=0, description="At most; early stopping usually ends it.")
     patience: int = Field(15, gt=0, description="Epochs without a better validation loss before it stops.")
     batch_size: int = Field(256, gt=0)
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(3e-3, gt=0)
     weight_decay: float = Field(1.0, ge=0)
     adam_epsilon: float = Field(
         1e-2, gt=0, description="As large as gradients are: steps shrink with them, and early stopping acts as ridge."
     )
-    modality_dropout: float = Field(0.2, ge=0, lt=1, description="Chance that a present slot is hidden in a step.")
+    slot_weight_decay: float | None = Field(10.0, ge=0, description="Of the projections; as all where null.")
+    weight_averaging: float = Field(
+        0.99, ge=0, lt=1, description="Validated and kept is a running mean of the weights, with this decay; 0 is off."
+    )
+    modality_dropout: float = Field(0.3, ge=0, lt=1, description="Chance that a present slot is hidden in a step.")
     seeds: list[int] = Field([0, 1, 2], min_length=1)
     bootstrap: int = Field(2000, ge=100, description="Group resamples behind each confidence interval.")
 

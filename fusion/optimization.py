@@ -29,25 +29,26 @@ def slot_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 def make_optimizer(
     model: nn.Module, training: LoopConfig, n_steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW with one learning rate and schedule, but for the slots that `training.slots` gives their own.
+    """AdamW with one learning rate and schedule, but for what slots' own weights have by themselves.
 
-    n_steps: of the whole training. Raises `ConfigError` on a slot that the model does not have.
+    n_steps: of the whole training. Raises `ConfigError` where `training.slots` names one that the model does not have.
     """
     by_slot = slot_parameters(model)
     unknown = [slot for slot in training.slots if slot not in by_slot]
     if unknown:
         known = ", ".join(by_slot) or "none with weights of its own"
         raise ConfigError(f"training.slots names {unknown[0]!r}; this model has {known}.")
-    own = {id(weight) for slot in training.slots for weight in by_slot[slot]}
+    own = {id(weight) for weights in by_slot.values() for weight in weights}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in own]
     groups: list[dict[str, Any]] = [{"params": rest}]
     factors: list[Callable[[int], float]] = [
         partial(_factor, n_steps=n_steps, warmup=training.warmup, schedule=training.schedule)
     ]
-    for slot, settings in training.slots.items():
-        groups.append(
-            {"params": by_slot[slot], **settings.model_dump(include={"lr", "weight_decay"}, exclude_none=True)}
-        )
+    decay = {} if training.slot_weight_decay is None else {"weight_decay": training.slot_weight_decay}
+    for slot, weights in by_slot.items():
+        settings = training.slots.get(slot, SlotTrainingConfig())
+        has = settings.model_dump(include={"lr", "weight_decay"}, exclude_none=True)
+        groups.append({"params": weights, **decay, **has})
         warmup = training.warmup if settings.warmup is None else settings.warmup
         schedule = settings.schedule or training.schedule
         factors.append(partial(_factor, n_steps=n_steps, warmup=warmup, schedule=schedule))

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fusion.averaging import WeightAverage
 from fusion.balance import SlotBalance
 from fusion.checkpoint import Best, Checkpoint, TrainingState
 from fusion.config import FusionConfig, LoopConfig, TrainingConfig
@@ -121,9 +122,10 @@ def train_model(
     balance = SlotBalance(model, targets, training)  # its heads are optimized with the model, not clipped with it
     optimizer, schedule = make_optimizer(model, training, training.epochs * steps_per_epoch)
     stopping = StoppingRule(training.early_stopping, targets)
+    averaged = WeightAverage(model, training.weight_averaging)
 
     none_yet = Best(math.inf, 0, copy.deepcopy(model.state_dict()))
-    state = TrainingState(model, optimizer, schedule, generator, none_yet)
+    state = TrainingState(model, optimizer, schedule, generator, none_yet, averaged)
     if checkpoint is not None:
         checkpoint.restore(state)
     while len(state.history) < training.epochs and len(state.history) - state.best.epoch < training.patience:
@@ -148,8 +150,9 @@ def train_model(
             norms.update({slot: float(norm) / steps_per_epoch for slot, norm in gradients.clip().items()})
             optimizer.step()
             schedule.step()
+            averaged.update()
 
-        logits, _ = infer(model, data, val_rows)
+        logits, _ = infer(averaged.model, data, val_rows)
         val_loss = float(total_loss(targets, logits, torch.from_numpy(val_rows)))
         badness = stopping.badness(val_loss, logits, val_rows)
         seconds = time.perf_counter() - started
@@ -157,7 +160,7 @@ def train_model(
         state.history.append({**losses, **{f"gradient_norm.{slot}": norm for slot, norm in norms.items()}})
         _check_finite(train_loss, val_loss, training, epoch, seed)
         if badness < state.best.badness:
-            state.best = Best(badness, epoch, copy.deepcopy(model.state_dict()))
+            state.best = Best(badness, epoch, copy.deepcopy(averaged.model.state_dict()))
         if progress is not None:
             progress(epoch, training.epochs)
         if checkpoint is not None:

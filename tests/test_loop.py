@@ -28,7 +28,9 @@ from tests.test_train import TRAIN, VAL, losses, same_weights
 
 N = 360
 STILL = FusionConfig(hidden_dim=8, dropout=0.0)  # nothing that is drawn anew for each piece
-TRAINING = TrainingConfig(epochs=5, patience=5, batch_size=64, lr=1e-2, weight_decay=0.01, modality_dropout=0.3)
+TRAINING = TrainingConfig(
+    epochs=5, patience=5, batch_size=64, lr=1e-2, weight_decay=0.01, slot_weight_decay=None, modality_dropout=0.3
+)
 
 
 def with_every_kind_of_target() -> tuple[SegmentData, list[Target]]:
@@ -89,10 +91,23 @@ def test_a_slot_may_have_its_own_rate_and_schedule() -> None:
         rates.append([group["lr"] for group in optimizer.param_groups])
         optimizer.step()
         schedule.step()
-    shared, audio = np.array(rates).T
-    assert shared[0] == TRAINING.lr and (np.diff(shared) < 0).all()
+    shared, text, audio = np.array(rates).T
+    assert shared[0] == TRAINING.lr and (np.diff(shared) < 0).all() and (text == shared).all()
     assert audio[:5] == pytest.approx(0.5 * np.arange(1, 6) / 5) and audio[5] == 0.5 and (np.diff(audio[5:]) < 0).all()
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(found.parameters()))
+
+
+def test_slots_own_weights_may_decay_by_themselves() -> None:
+    model = run(TRAINING.model_copy(update={"epochs": 1})).model
+    training = TRAINING.model_copy(
+        update={"slot_weight_decay": 3.0, "slots": {"audio": SlotTrainingConfig(weight_decay=0.5)}}
+    )
+    groups = make_optimizer(model, training, n_steps=10)[0].param_groups
+    decay_of = {id(weight): group["weight_decay"] for group in groups for weight in group["params"]}
+    assert len(decay_of) == len(list(model.parameters()))
+    for name, weight in model.named_parameters():
+        expected = 3.0 if "slot_text" in name else 0.5 if "slot_audio" in name else TRAINING.weight_decay
+        assert decay_of[id(weight)] == expected, name
 
 
 def test_an_unknown_slot_is_named() -> None:
