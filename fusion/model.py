@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion.modules.base import Frames, MultimodalFusion, module_name
+from fusion.modules.dropout import ByteDropout
 from fusion.targets import Target
 
 
@@ -34,7 +35,7 @@ class FusionModel(nn.Module):
         self.standardize_frames = nn.ModuleDict(  # their own: frames vary more than the vectors that are their means
             {f"slot_{i}": Standardize(widths[slot]) for i, slot in enumerate(widths) if slot in self.frame_slots}
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = ByteDropout(dropout)
         self.heads = nn.ModuleList([nn.Linear(fusion.hidden_dim, target.n_outputs) for target in targets])
 
     def fit_standardization(self, slot: str, vectors: Tensor, frames: Tensor | None = None) -> None:

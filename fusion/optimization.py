@@ -52,7 +52,9 @@ def make_optimizer(
         warmup = training.warmup if settings.warmup is None else settings.warmup
         schedule = settings.schedule or training.schedule
         factors.append(partial(_factor, n_steps=n_steps, warmup=warmup, schedule=schedule))
-    optimizer = torch.optim.AdamW(groups, lr=training.lr, eps=training.adam_epsilon, weight_decay=training.weight_decay)
+    optimizer = torch.optim.AdamW(
+        groups, lr=training.lr, eps=training.adam_epsilon, weight_decay=training.weight_decay, fused=True
+    )
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
 
 

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from fusion.modules.dropout import ByteDropout
+
 
 class Attention(nn.Module):
     """Raises `ValueError` where `n_heads` does not divide `hidden_dim`."""
@@ -33,7 +35,7 @@ class Attention(nn.Module):
             # which has nothing but what it looks at, then finds no XOR (docs/experiments.md)
             nn.init.normal_(linear.weight, std=hidden_dim**-0.5)
             nn.init.zeros_(linear.bias)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = ByteDropout(dropout)
 
     def forward(
         self, looking: Tensor, looked_at: Tensor, allowed: Tensor, bias: Tensor | None = None
@@ -67,7 +69,7 @@ class AttentionLayer(nn.Module):
             nn.LayerNorm(hidden_dim),
             nn.Linear(hidden_dim, hidden_dim),
             nn.GELU(),
-            nn.Dropout(dropout),
+            ByteDropout(dropout),
             nn.Linear(hidden_dim, hidden_dim),
         )
 

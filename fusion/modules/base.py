@@ -15,6 +15,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from fusion.modules.dropout import ByteDropout
+
 PROJECTION_SCALE = 0.1  # standard deviation of a projected unit-variance vector at the start
 RESIDUAL_SCALE = 0.05  # of the last layer of an interaction MLP: it starts as almost nothing beside the linear path
 
@@ -78,17 +80,22 @@ class SlotProjections(nn.Module):
             nn.init.normal_(projection.weight, std=PROJECTION_SCALE / width**0.5)
             self.projections[module_name(slot)] = projection
         self.nulls = nn.Parameter(torch.zeros(len(widths), hidden_dim))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = ByteDropout(dropout)
 
     def forward(self, features: Mapping[str, Tensor], present: Tensor) -> Tensor:
         if set(features) != set(self.slots):
             raise ValueError(f"expected the slots {', '.join(self.slots)}, got {', '.join(features)}")
         tokens = []
         for index, slot in enumerate(self.slots):
-            here = present[:, index : index + 1]
-            vectors = torch.where(here, features[slot], 0.0)  # before the product: 0 × NaN is NaN
-            projected = self.projections[module_name(slot)](self.dropout(vectors))
-            tokens.append(torch.where(here, projected, self.nulls[index]))
+            project, null = self.projections[module_name(slot)], self.nulls[index]
+            if self.training:  # what is missing is not multiplied: with holes and dropped slots, half of all products
+                rows = present[:, index].nonzero()[:, 0]
+                projected = project(self.dropout(features[slot][rows])).to(null.dtype)
+                tokens.append(null.expand(len(present), -1).index_copy(0, rows, projected))
+            else:
+                here = present[:, index : index + 1]
+                vectors = torch.where(here, features[slot], 0.0)  # before the product: 0 × NaN is NaN
+                tokens.append(torch.where(here, project(vectors), null))
         return torch.stack(tokens, dim=1)
 
     def frames(self, slot: str, values: Tensor, real: Tensor) -> Tensor:
@@ -105,7 +112,7 @@ class Interaction(nn.Sequential):
     def __init__(self, width: int, hidden_dim: int, dropout: float):
         last = nn.Linear(hidden_dim, hidden_dim)
         nn.init.normal_(last.weight, std=RESIDUAL_SCALE)  # not zero: from there an XOR is never found
-        super().__init__(nn.LayerNorm(width), nn.Linear(width, hidden_dim), nn.GELU(), nn.Dropout(dropout), last)
+        super().__init__(nn.LayerNorm(width), nn.Linear(width, hidden_dim), nn.GELU(), ByteDropout(dropout), last)
 
 
 def pooled_vectors(features: Mapping[str, Tensor | Frames]) -> dict[str, Tensor]:

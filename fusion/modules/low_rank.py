@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion.modules.base import Fused, MultimodalFusion, SlotProjections, at_least_one
+from fusion.modules.dropout import ByteDropout
 
 FACTOR_SCALE = 1.0  # standard deviation of a factor about one at the start
 TERM_SCALE = 0.25  # of a term: all of them start about as strong as the linear path
@@ -54,7 +55,7 @@ class LowRankProduct(nn.Module):
         with torch.no_grad():
             self.factors[:, :, -1] = 1.0  # near one, not near zero: a product of several small numbers learns nothing
         self.terms = nn.Parameter(torch.full((rank,), TERM_SCALE))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = ByteDropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
         extended = torch.nn.functional.pad(self.norm(tokens), (0, 1), value=1.0)
