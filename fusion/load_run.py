@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -107,8 +107,15 @@ def load_run(run: Path) -> LoadedRun:
 
 def load_features(run: LoadedRun, store: Store, *, allow_pending: bool = False) -> SegmentData:
     """What the run's slots are in a store. Raises `TriadError` where one is missing there, or another encoder's."""
+    check_features(run, store, run.slots)
+    return load_segments(store, run.features, with_frames=bool(run.frame_slots), allow_pending=allow_pending)
+
+
+def check_features(run: LoadedRun, store: Store, slots: Iterable[str]) -> None:
+    """Raise `TriadError` where a store lacks what these slots of the run need, or has another encoder's."""
     stored = store.features()
-    for slot, name in run.features.items():
+    for slot in slots:
+        name = run.features[slot]
         if name not in stored:
             listed = ", ".join(stored) or "none"
             raise TriadError(
@@ -133,7 +140,6 @@ def load_features(run: LoadedRun, store: Store, *, allow_pending: bool = False) 
                 f"{store.tree.location}: {name} has no frames, which run {run.name} reads.\n"
                 f"Write them: cli featurize --encoder {name.partition('/')[2]} --frames 16 --replace"
             )
-    return load_segments(store, run.features, with_frames=bool(run.frame_slots), allow_pending=allow_pending)
 
 
 def load_labels(run: LoadedRun, store: Store) -> tuple[list[Target], list[str]]:
