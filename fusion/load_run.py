@@ -25,6 +25,7 @@ from featurize.config import TargetConfig
 from featurize.errors import ConfigError
 from fusion.config import Config, FusionConfig, load_config
 from fusion.data import SegmentData, load_segments
+from fusion.evaluate_command import EVALUATION
 from fusion.model import FusionModel
 from fusion.modules import build_fusion
 from fusion.runs import open_run
@@ -162,6 +163,23 @@ def load_labels(run: LoadedRun, store: Store) -> tuple[list[Target], list[str]]:
             notes.append(f"{learned.name}: run {run.name} has not learned {', '.join(unknown[:3])}; {what}.")
         targets.append(replace(learned, truth=truth, known=known, metric=found.metric))
     return targets, notes
+
+
+def load_temperatures(run: LoadedRun) -> dict[str, float]:
+    """By target, what `cli evaluate` divided logits by, where a best one was found. Raises `ConfigError` on none."""
+    path = run.folder / EVALUATION
+    try:
+        targets = json.loads(path.read_text("utf-8"))["targets"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"Run {run.name} has no temperatures yet. Find them: cli evaluate {run.folder}") from error
+    found = {name: target["calibration"].get("temperature") for name, target in targets.items()}
+    fitted = {name: float(facts["value"]) for name, facts in found.items() if facts and not facts["at_limit"]}
+    if not fitted:
+        raise ConfigError(
+            f"{path} has a temperature for none of the targets: there is one for classes and shares, where validation "
+            "has mistakes and hits enough. Leave --calibrated away."
+        )
+    return fitted
 
 
 def own_store(run: LoadedRun, store: Store) -> Store | None:

@@ -18,7 +18,6 @@ that the model has for that.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -33,8 +32,7 @@ from featurize.errors import ConfigError, SourceError, UnknownName
 from featurize.ingest import check_table
 from featurize.segments import Raw, RawAudio, RawMidi, RawText
 from featurize.sources import Source, open_source
-from fusion.evaluate_command import EVALUATION
-from fusion.load_run import LoadedRun, check_features, load_run
+from fusion.load_run import LoadedRun, check_features, load_run, load_temperatures
 from fusion.run_encoders import Progress, Read, RunEncoders
 from fusion.slot_inputs import SlotInput, given_input, segment_data, stored_input
 from fusion.train import infer
@@ -74,7 +72,7 @@ class Predictor:
         for slot in [*(slots or ()), *(places or ())]:
             self._check_slot(slot)
         self.slots = tuple(slot for slot in self.run.slots if slots is None or slot in slots)
-        self.temperatures = _temperatures(self.run) if calibrated else {}
+        self.temperatures = load_temperatures(self.run) if calibrated else {}
         self._encoder_options: dict[str, Any] = {
             "device": device,
             "workers": workers,
@@ -213,23 +211,6 @@ def open_data(path: Path, config: DataConfig | None = None) -> Store | Source:
     # groups play no part in a prediction, and new segments may have none
     columns = config.columns.model_copy(update={"group": config.columns.segment_id or "segment_id"})
     return open_source(path, config.model_copy(update={"columns": columns}))
-
-
-def _temperatures(run: LoadedRun) -> dict[str, float]:
-    """By target, what `cli evaluate` divided the logits by; only where a best one was found."""
-    path = run.folder / EVALUATION
-    try:
-        targets = json.loads(path.read_text("utf-8"))["targets"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"Run {run.name} has no temperatures yet. Find them: cli evaluate {run.folder}") from error
-    found = {name: target["calibration"].get("temperature") for name, target in targets.items()}
-    fitted = {name: float(facts["value"]) for name, facts in found.items() if facts and not facts["at_limit"]}
-    if not fitted:
-        raise ConfigError(
-            f"{path} has a temperature for none of the targets: there is one for classes and shares, where validation "
-            "has mistakes and hits enough. Leave --calibrated away."
-        )
-    return fitted
 
 
 def _ranges(n: int, size: int) -> Iterator[range]:

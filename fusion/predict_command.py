@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -103,11 +104,9 @@ def predict_command(
     opened = open_data(data, project.config.data)
     notes = predictor.notes(opened)
     summary = PredictionSummary(predictor.slots, predictor.run.targets)
-    output: AbstractContextManager[Write] = (
-        nullcontext(text_writer(click.get_text_stream("stdout"), file_format))
-        if to_stdout
-        else new_file(path, file_format)
-    )
+    output: AbstractContextManager[Write] = new_file(path, file_format)
+    if to_stdout:
+        output = nullcontext(text_writer(sys.stdout, file_format))
     with output as write, named_progress("predict") as progress:
         for table in predictor.blocks(opened, progress=progress):
             write(table)

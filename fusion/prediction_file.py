@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,24 +31,26 @@ def format_of(path: Path, wanted: str | None) -> str:
 @contextmanager
 def new_file(path: Path, file_format: str) -> Iterator[Write]:
     """`write(table)` for tables of one schema; the file has its name once the block has ended without error."""
-    partial = path.with_name(f".{path.name}.partial")
+    unfinished = path.with_name(f".{path.name}.partial")
     try:
         if file_format == "parquet":
-            with _parquet(partial) as write:
+            with _parquet(unfinished) as write:
                 yield write
         else:
-            with partial.open("w", encoding="utf-8", newline="") as file:
+            with unfinished.open("w", encoding="utf-8", newline="") as file:
                 yield text_writer(file, file_format)
-        partial.replace(path)
+        unfinished.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
 def text_writer(file: IO[str], file_format: str) -> Write:
     """`write(table)` as CSV, with a header before the first, or as JSON lines."""
-    if file_format == "csv":
-        return _CsvWriter(file)
-    return lambda table: file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
+    return _CsvWriter(file) if file_format == "csv" else partial(_write_lines, file)
+
+
+def _write_lines(file: IO[str], table: pa.Table) -> None:
+    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
 
 
 @contextmanager
