@@ -69,7 +69,6 @@ def export_onnx(run: LoadedRun, path: Path, temperatures: Mapping[str, float] | 
     """
     onnx, runtime = _packages()
     model = _Exported(run, temperatures or {})
-    _check_names(model)
     proto = _export(model)
     onnx.helper.set_model_props(proto, {"triad_fusion": json.dumps(_facts(run, model), ensure_ascii=False)})
     partial = path.with_name(f".{path.name}.partial")
@@ -99,8 +98,9 @@ class _Exported(nn.Module):
         frames = [f"{slot}.{what}" for slot in run.frame_slots for what in ("frames", "n_frames")]
         self.input_names = [*run.slots, PRESENT, *frames]
         self.output_names = [f"{t.name}.{'predicted' if t.kind == 'regression' else 'p'}" for t in run.targets]
+        _check_names(self.input_names, [*self.output_names, WEIGHT])
         with torch.no_grad():
-            if self(*self.some_inputs(3))[len(run.targets) :]:
+            if len(self(*self.some_inputs(3))) > len(run.targets):
                 self.output_names.append(WEIGHT)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -150,14 +150,14 @@ def _packages() -> tuple[Any, Any]:
     return onnx, runtime
 
 
-def _check_names(model: _Exported) -> None:
-    names = [*model.input_names, *model.output_names]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigError(
-            f"An ONNX file would call two things {twice[0]!r}: inputs are {', '.join(model.input_names)}, outputs "
-            f"{', '.join(model.output_names)}. Train with another name for the slot or the target."
-        )
+def _check_names(inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    names = [*inputs, *outputs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(
+                f"An ONNX file would call two things {name!r}: its inputs are {', '.join(inputs)}, its outputs "
+                f"{', '.join(outputs)}. Train with another name for the slot or the target."
+            )
 
 
 def _export(model: _Exported) -> Any:
@@ -242,7 +242,10 @@ def _largest_difference(session: Any, model: _Exported) -> float:
     for size in BATCHES:
         for number, pattern in enumerate(product((True, False), repeat=len(model.model.slots))):
             inputs = _with_holes(model, model.some_inputs(size, seed=number), pattern)
-            found = session.run(model.output_names, {name: array.numpy() for name, array in inputs.items()})
+            try:
+                found = session.run(model.output_names, {name: array.numpy() for name, array in inputs.items()})
+            except Exception as error:  # of onnxruntime, which has no common root for them
+                raise TriadError(f"onnxruntime cannot run the exported file: {error}. Nothing was written.") from error
             with torch.inference_mode():
                 expected = model(*inputs.values())
             for output, (of_file, of_model) in enumerate(zip(found, expected, strict=True)):
