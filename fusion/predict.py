@@ -192,7 +192,8 @@ class Predictor:
         columns: dict[str, Any] = {"segment_id": pa.array(ids[rows].tolist(), pa.string())}
         for target, of_target in zip(run.targets, logits, strict=True):
             output = target.predict(of_target.double() / self.temperatures.get(target.name, 1.0))
-            columns |= target.columns(output)
+            for name, values in target.columns(output).items():
+                columns[name] = pa.array(values, pa.string() if values.dtype == object else pa.float64())
         shown = data.present[rows].numpy()
         columns |= {f"used.{slot}": shown[:, column] for column, slot in enumerate(run.slots)}
         if weights is not None:
