@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fusion.prediction_file import Write
 
 STDOUT = "-"
+FEW_SEGMENTS = 100  # are prepared sooner than other processes have started
 
 
 @click.command("predict")
@@ -40,7 +41,11 @@ STDOUT = "-"
     help="Where a trained encoder or a checkpoint is, if not where it was; repeatable.",
 )
 @click.option("--allow-other-versions", is_flag=True, help="Encode though libraries are not those of the features.")
-@click.option("--workers", type=click.IntRange(0), help="Processes that prepare raw segments. [default: all cores]")
+@click.option(
+    "--workers",
+    type=click.IntRange(0),
+    help=f"Processes that prepare raw segments. [default: all cores; none for fewer than {FEW_SEGMENTS}]",
+)
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda", "mps"]),
@@ -76,6 +81,7 @@ def predict_command(
       cli predict gated new-songs/ --out moods.csv
     """
     from featurize.progress import named_progress
+    from featurize.sources import Source
     from fusion.predict import Predictor, open_data
     from fusion.prediction_file import format_of, new_file, text_writer
     from fusion.prediction_summary import PredictionSummary, summary_lines
@@ -91,17 +97,19 @@ def predict_command(
             raise click.UsageError(f"--out {path}: there is no folder {path.parent}.")
         if path.exists() and not overwrite:
             raise TriadError(f"{path} exists. Name another file with --out, or --overwrite it.")
+    opened = open_data(data, project.config.data)
+    if workers is None:
+        workers = 0 if isinstance(opened, Source) and len(opened) < FEW_SEGMENTS else os.cpu_count() or 1
     predictor = Predictor(
         run,
         slots=None if slots is None else [slot.strip() for slot in slots.split(",") if slot.strip()],
         calibrated=calibrated,
         device=device,
-        workers=os.cpu_count() or 1 if workers is None else workers,
+        workers=workers,
         store=project.store_path,
         places=_places(places),
         allow_other_versions=allow_other_versions,
     )
-    opened = open_data(data, project.config.data)
     notes = predictor.notes(opened)
     summary = PredictionSummary(predictor.slots, predictor.run.targets)
     output: AbstractContextManager[Write] = new_file(path, file_format)
