@@ -18,7 +18,7 @@ that the model has for that.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from featurize.alignment import Correction
 from featurize.config import DataConfig
 from featurize.errors import ConfigError, SourceError, UnknownName
 from featurize.ingest import check_table
-from featurize.segments import Raw, RawAudio, RawMidi, RawText
+from featurize.segments import Raw, RawAudio, RawMidi, RawText, UnreadableInput
 from featurize.sources import Source, open_source
 from fusion.load_run import LoadedRun, check_features, load_run, load_temperatures
 from fusion.run_encoders import Progress, Read, RunEncoders
@@ -166,6 +166,7 @@ class Predictor:
         if errors := check_table(source).errors:
             raise SourceError(f"{source.table.path} cannot be read as it is: {errors[0]}")
         modality = {slot: self.encoders.modality(slot) for slot in self.slots}
+        _check_paths(source, modality.values())
         return np.array(source.ids, dtype=STRING), lambda row, slot: source.raw(row, modality[slot])
 
     def _of_list(self, segments: Sequence[Segment]) -> tuple[np.ndarray, Read]:
@@ -212,6 +213,23 @@ def open_data(path: Path, config: DataConfig | None = None) -> Store | Source:
     # groups play no part in a prediction, and new segments may have none
     columns = config.columns.model_copy(update={"group": config.columns.segment_id or "segment_id"})
     return open_source(path, config.model_copy(update={"columns": columns}))
+
+
+def _check_paths(source: Source, modalities: Iterable[str]) -> None:
+    """Raise `SourceError` where paths leave the data folder, as `cli ingest` does: that is a mistake, or meant."""
+    outside = []
+    for modality in modalities:
+        for row, flag in enumerate(source.flags[modality]):
+            try:
+                if flag is not False:
+                    source.file(row, modality)
+            except UnreadableInput as error:
+                outside.append(str(error))
+    if outside:
+        raise SourceError(
+            f"{source.table.path}: {len(outside):,} paths cannot be used, e.g. {outside[0]}.\n"
+            "If this is meant: --set data.allow_outside_root=true"
+        )
 
 
 def _ranges(n: int, size: int) -> Iterator[range]:

@@ -85,7 +85,7 @@ def summary_lines(facts: Mapping[str, Any]) -> list[str]:
         lines.append(f"  {facts['nothing_present']:,} have nothing: all of these get one and the same prediction")
     for name, found in facts["targets"].items():
         if "predicted" in found:
-            text = ", ".join(f"{label} {count:,}" for label, count in found["predicted"].items())
+            text = ", ".join(f"{label} {count / n:.0%}" for label, count in found["predicted"].items())
         elif "min" in found:
             text = f"{found['min']:.4g} to {found['max']:.4g}, mean {found['mean']:.4g}"
         else:

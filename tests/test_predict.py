@@ -393,6 +393,15 @@ def test_a_table_with_a_repeated_id_or_a_bad_time_is_refused(folder, new_data):
         Predictor("gated").predict(open_data(new_data))
 
 
+def test_paths_that_leave_the_data_folder_are_refused_unless_they_are_meant(folder, demo_data, run_cli):
+    lyric = sorted((demo_data / "lyrics").iterdir())[0]
+    Path("data").mkdir()
+    Path("data/segments.csv").write_text(f"segment_id,text_path\na,{lyric}\n")
+    assert "1 paths cannot be used" in run_cli("predict", "gated", "data", code=2).output
+    run_cli("predict", "gated", "data", "--set", "data.allow_outside_root=true")
+    assert pq.read_table("predictions.parquet")["used.text"].to_pylist() == [True]
+
+
 def test_raw_inputs_and_arrays_of_the_wrong_kind_are_refused(folder):
     predictor, framed = Predictor("gated"), Predictor("framed")
     with pytest.raises(UnknownName, match="no slot of run gated 'lyrics'"):
