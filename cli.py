@@ -24,6 +24,8 @@ COMMANDS = {  # in the order of the work
     "fit": ("fusion.commands:fit_command", "Train a fusion head on stored features, with baselines."),
     "ablate": ("fusion.ablate_command:ablate_command", "Try fusions, slots and seeds against each other."),
     "evaluate": ("fusion.evaluate_command:evaluate_command", "Score a run: presence patterns, calibration, shift."),
+    "predict": ("fusion.predict_command:predict_command", "Predict new segments with a run's model."),
+    "export": ("fusion.export_command:export_command", "Write a run's model as ONNX."),
     "leaks": ("fusion.leak_command:leaks_command", "Look for what leaks from train into val and test."),
     "report": ("fusion.commands:report_command", "Write a run's report.html anew."),
     "config": ("fusion.commands:config_command", "Show the configuration in force."),

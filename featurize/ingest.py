@@ -72,10 +72,7 @@ class Ingest:
 def check(path: Path, config: DataConfig, targets: Iterable[TargetConfig] = ()) -> Ingest:
     """Read the table at `path` and look at every row and into some media. Raises `SourceError` where it is unusable."""
     source = open_source(path, config)
-    found = Ingest(source, {}, {}, {})
-    _check_ids(found)
-    _check_groups(found)
-    _check_times(found)
+    found = check_table(source)
     _check_media(found)
     if not found.errors:  # it reads media, where the table says they are
         _check_stated_times(found)
@@ -89,6 +86,15 @@ def check(path: Path, config: DataConfig, targets: Iterable[TargetConfig] = ()) 
     found.segments |= {FLAGS[modality]: found.presence[modality] for modality in MODALITIES}
     found.labels = {label.name: label.values for label in labels}
     found.problems.sort(key=lambda problem: list(Severity).index(problem.severity))
+    return found
+
+
+def check_table(source: Source) -> Ingest:
+    """The problems that ids, groups and times have by themselves. Raises `SourceError` where there are no rows."""
+    found = Ingest(source, {}, {}, {})
+    _check_ids(found)
+    _check_groups(found)
+    _check_times(found)
     return found
 
 

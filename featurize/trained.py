@@ -27,6 +27,16 @@ def save_trained(folder: Path, encoder: Encoder, options: Mapping[str, Any]) -> 
     save_file(encoder.state_arrays(), folder / WEIGHTS, metadata={"triad_fusion": json.dumps(facts, sort_keys=True)})
 
 
+def is_trained(folder: Path) -> bool:
+    """Whether a trained encoder stands there; a Hugging Face checkpoint calls its file of weights the same."""
+    path = folder / WEIGHTS if folder.is_dir() else folder
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return "triad_fusion" in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
+
+
 def load_trained(folder: Path, name: str, options: Mapping[str, Any]) -> Encoder:
     """The encoder `name` that stands in `folder`. Raises `ConfigError` where it does not, or has other `options`."""
     path = folder / WEIGHTS if folder.is_dir() else folder

@@ -332,19 +332,16 @@ def _prediction_table(data: SegmentData, targets: list[Target], splits: list[Spl
 
 
 def _add_target(table: dict[str, list[Any]], target: Target, rows: np.ndarray, output: np.ndarray) -> None:
-    """`<target>.true`, `<target>.predicted`, and `<target>.p.<class>` where there are probabilities."""
+    """`<target>.true`, or `<target>.true.<class>` where a segment has several, and what `Target.columns` gives."""
     known = target.known.numpy()[rows]
     truth = target.truth.numpy()[rows]
     if target.kind == "categorical":
         table[f"{target.name}.true"] += [target.classes[t] if k else None for t, k in zip(truth, known, strict=True)]
-        table[f"{target.name}.predicted"] += [target.classes[p] for p in output.argmax(axis=1)]
     elif target.kind == "regression":
         table[f"{target.name}.true"] += [float(t[0]) if k else None for t, k in zip(truth, known, strict=True)]
-        table[f"{target.name}.predicted"] += output[:, 0].tolist()
-        return
     else:
         for index, label in enumerate(target.classes):
             cells = [float(t[index]) if k else None for t, k in zip(truth, known, strict=True)]
             table[f"{target.name}.true.{label}"] += cells
-    for index, label in enumerate(target.classes):
-        table[f"{target.name}.p.{label}"] += output[:, index].tolist()
+    for column, values in target.columns(output).items():
+        table[column] += values.tolist()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from featurize.config import TargetConfig
 from featurize.errors import ConfigError
 from fusion.config import Config, FusionConfig, load_config
 from fusion.data import SegmentData, load_segments
+from fusion.evaluate_command import EVALUATION
 from fusion.model import FusionModel
 from fusion.modules import build_fusion
 from fusion.runs import open_run
@@ -107,8 +108,15 @@ def load_run(run: Path) -> LoadedRun:
 
 def load_features(run: LoadedRun, store: Store, *, allow_pending: bool = False) -> SegmentData:
     """What the run's slots are in a store. Raises `TriadError` where one is missing there, or another encoder's."""
+    check_features(run, store, run.slots)
+    return load_segments(store, run.features, with_frames=bool(run.frame_slots), allow_pending=allow_pending)
+
+
+def check_features(run: LoadedRun, store: Store, slots: Iterable[str]) -> None:
+    """Raise `TriadError` where a store lacks what these slots of the run need, or has another encoder's."""
     stored = store.features()
-    for slot, name in run.features.items():
+    for slot in slots:
+        name = run.features[slot]
         if name not in stored:
             listed = ", ".join(stored) or "none"
             raise TriadError(
@@ -133,7 +141,6 @@ def load_features(run: LoadedRun, store: Store, *, allow_pending: bool = False) 
                 f"{store.tree.location}: {name} has no frames, which run {run.name} reads.\n"
                 f"Write them: cli featurize --encoder {name.partition('/')[2]} --frames 16 --replace"
             )
-    return load_segments(store, run.features, with_frames=bool(run.frame_slots), allow_pending=allow_pending)
 
 
 def load_labels(run: LoadedRun, store: Store) -> tuple[list[Target], list[str]]:
@@ -156,6 +163,23 @@ def load_labels(run: LoadedRun, store: Store) -> tuple[list[Target], list[str]]:
             notes.append(f"{learned.name}: run {run.name} has not learned {', '.join(unknown[:3])}; {what}.")
         targets.append(replace(learned, truth=truth, known=known, metric=found.metric))
     return targets, notes
+
+
+def load_temperatures(run: LoadedRun) -> dict[str, float]:
+    """By target, what `cli evaluate` divided logits by, where a best one was found. Raises `ConfigError` on none."""
+    path = run.folder / EVALUATION
+    try:
+        targets = json.loads(path.read_text("utf-8"))["targets"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"Run {run.name} has no temperatures yet. Find them: cli evaluate {run.folder}") from error
+    found = {name: target["calibration"].get("temperature") for name, target in targets.items()}
+    fitted = {name: float(facts["value"]) for name, facts in found.items() if facts and not facts["at_limit"]}
+    if not fitted:
+        raise ConfigError(
+            f"{path} has a temperature for none of the targets: there is one for classes and shares, where validation "
+            "has mistakes and hits enough. Leave --calibrated away."
+        )
+    return fitted
 
 
 def own_store(run: LoadedRun, store: Store) -> Store | None:

@@ -21,12 +21,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fusion.csv_cell import csv_cell
 from fusion.evaluate import Predictions
 from fusion.metrics import LEVEL, METRICS, GroupBootstrap, headline_metric, interval, score
 from fusion.targets import Target
 
 LINEAR, MASK_ONLY, MAJORITY = "logistic regression", "mask only", "majority"
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would compute what follows
 TEXT, REAL, WHOLE = pa.string(), pa.float64(), pa.int64()
 MODEL = {"target": TEXT, "metric": TEXT, "model": TEXT, "slots": TEXT}
 CI95 = {"ci95_low": REAL, "ci95_high": REAL}
@@ -300,11 +300,7 @@ def write_rows(folder: Path, name: str, rows: Rows) -> None:
     with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
-        writer.writerows([_csv_cell(row[column]) for column in columns] for row in rows)
-
-
-def _csv_cell(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) else value
+        writer.writerows([csv_cell(row[column]) for column in columns] for row in rows)
 
 
 def _number(value: float) -> float | None:

@@ -86,12 +86,25 @@ class Target:
 
     def predict(self, logits: Tensor) -> np.ndarray:
         """float64 (n, K): probabilities, shares, or values in the label's units."""
-        logits = logits.double()
+        return self.in_own_terms(logits.double()).numpy()
+
+    def in_own_terms(self, logits: Tensor) -> Tensor:
+        """As `predict`, of the same type and shape as the logits."""
         if self.kind in ("categorical", "soft_distribution"):
-            return logits.softmax(dim=1).numpy()
+            return logits.softmax(dim=1)
         if self.kind == "multi_label":
-            return logits.sigmoid().numpy()
-        return (logits * self.scale + self.mean).numpy()
+            return logits.sigmoid()
+        return logits * self.scale + self.mean
+
+    def columns(self, output: np.ndarray) -> dict[str, np.ndarray]:
+        """What `predict` gave, as columns of a table: `<target>.predicted`, a class or a value, where there is one, and
+        `<target>.p.<class>` where there are probabilities or shares."""
+        found: dict[str, np.ndarray] = {}
+        if self.kind == "categorical":
+            found[f"{self.name}.predicted"] = np.array(self.classes, dtype=object)[output.argmax(axis=1)]
+        elif self.kind == "regression":
+            return {f"{self.name}.predicted": output[:, 0]}
+        return found | {f"{self.name}.p.{label}": output[:, index] for index, label in enumerate(self.classes)}
 
     def _class_weights(self, truth: Tensor) -> Tensor | None:
         wanted = self.class_weight_config

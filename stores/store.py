@@ -124,9 +124,11 @@ class Store:
     def segment_columns(self) -> list[str]:
         return list(self.tree.attributes("segments")["columns"])
 
-    def segment_column(self, name: str) -> np.ndarray:
+    def segment_column(self, name: str, rows: range | None = None) -> np.ndarray:
+        """(N,); or of consecutive rows."""
         self._known("segment column", name, self.segment_columns())
-        return self.tree.read(f"segments/{quoted(name)}")
+        path = f"segments/{quoted(name)}"
+        return self.tree.read(path) if rows is None else self.tree.read(path, rows.start, rows.stop)
 
     def label_names(self) -> list[str]:
         return list(self.tree.attributes("labels")["columns"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 
 import numpy as np
 import pytest
 import torch
 
+from featurize.encoders import build_encoder
 from featurize.encoders.base import Encoder, EncoderRecord
 from stores.record import check_complete, fingerprint
 
@@ -24,6 +26,11 @@ class EncoderContract:
     @pytest.fixture
     def raws(self) -> list:
         raise NotImplementedError
+
+    @pytest.fixture
+    def pretrained(self) -> dict[str, str]:
+        """`{"pretrained_model": …}` of an encoder that was trained elsewhere."""
+        return {}
 
     def encode(self, encoder: Encoder, raws: list) -> np.ndarray:
         with torch.inference_mode():
@@ -76,6 +83,13 @@ class EncoderContract:
         assert record.width == encoder.width and record.libraries and "unknown" not in record.libraries.values()
         assert record.parameters, "an encoder without parameters cannot be told from its next version"
         assert fingerprint(record.to_dict()) == fingerprint(pickle.loads(pickle.dumps(encoder)).record.to_dict())
+
+    def test_its_record_says_how_to_build_it_again(self, encoder, pretrained):
+        record = json.loads(json.dumps(encoder.record.to_dict()))  # as a store keeps it
+        again = build_encoder(encoder.name, {**encoder.options_of(record["parameters"]), **pretrained})
+        learned = ("weights", "trained_on", "width")  # what fitting and training add
+        told, expected = ({k: v for k, v in r.items() if k not in learned} for r in (again.record.to_dict(), record))
+        assert told == expected
 
     def test_weights_survive_saving(self, encoder, raws, new_encoder):
         state = encoder.state_arrays()

@@ -184,6 +184,10 @@ class CLAPContract(EncoderContract):
     checkpoint: str
 
     @pytest.fixture
+    def pretrained(self, checkpoints):
+        return {"pretrained_model": str(checkpoints / self.checkpoint)}
+
+    @pytest.fixture
     def new_encoder(self, checkpoints):
         return lambda: CLAPEncoder(pretrained_model=str(checkpoints / self.checkpoint))
 

@@ -182,6 +182,10 @@ class TestDebertaContract(EncoderContract):
         return new_encoder()
 
     @pytest.fixture
+    def pretrained(self, checkpoints):
+        return {"pretrained_model": str(checkpoints["deberta-v2"])}
+
+    @pytest.fixture
     def new_encoder(self, checkpoints):
         return lambda: DebertaEncoder(str(checkpoints["deberta-v2"]), max_tokens=24)
 
@@ -193,6 +197,10 @@ class TestDebertaContract(EncoderContract):
 
 class TestMiniLMContract(TestDebertaContract):
     """A BERT, with its own windows: one for each lyric."""
+
+    @pytest.fixture
+    def pretrained(self, minilm):
+        return {"pretrained_model": str(minilm)}
 
     @pytest.fixture
     def new_encoder(self, minilm):

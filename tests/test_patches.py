@@ -467,6 +467,10 @@ def embedded(encoder: TokenEmbeddingEncoder, text: str) -> Tensor:
 
 class TestTokenEmbeddingContract(FrameContract):
     @pytest.fixture
+    def pretrained(self, checkpoints):
+        return {"pretrained_model": str(checkpoints["bert"])}
+
+    @pytest.fixture
     def new_encoder(self, checkpoints):
         return lambda: TokenEmbeddingEncoder(str(checkpoints["bert"]))
 
@@ -476,6 +480,10 @@ class TestTokenEmbeddingContract(FrameContract):
 
 
 class TestMiniLMEmbeddingContract(TestTokenEmbeddingContract):
+    @pytest.fixture
+    def pretrained(self, minilm):
+        return {"pretrained_model": str(minilm)}
+
     @pytest.fixture
     def new_encoder(self, minilm):
         return lambda: TokenEmbeddingEncoder(str(minilm))

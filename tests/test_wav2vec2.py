@@ -118,6 +118,10 @@ class Wav2Vec2Contract(EncoderContract):
     kind: str
 
     @pytest.fixture
+    def pretrained(self, checkpoints):
+        return {"pretrained_model": str(checkpoints[self.kind])}
+
+    @pytest.fixture
     def new_encoder(self, checkpoints):
         return lambda: Wav2Vec2Encoder(pretrained_model=str(checkpoints[self.kind]), window_seconds=0.5)
 

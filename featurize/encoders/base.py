@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -97,6 +98,11 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: Batch) -> Encoded: ...
+
+    @classmethod
+    def options_of(cls, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """What the constructor takes to give a record these `parameters` again; weights are not among them."""
+        return {option: parameters[option] for option in inspect.signature(cls).parameters if option in parameters}
 
     def fit(self, raws: Iterable[Any]) -> None:
         """Learn weights from the training split's raw inputs. Only where `must_fit` is true."""

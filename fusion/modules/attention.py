@@ -118,7 +118,7 @@ class AttentionPooling(nn.Module):
         self.attention = Attention(hidden_dim, n_heads, dropout)
 
     def forward(self, states: Tensor, allowed: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        pooled, weights = self.attention(self.query.expand(len(states), -1, -1), self.norm(states), allowed, bias)
+        pooled, weights = self.attention(self.query.expand(states.shape[0], -1, -1), self.norm(states), allowed, bias)
         return pooled[:, 0], weights[:, 0]
 
 

@@ -101,7 +101,7 @@ class SlotProjections(nn.Module):
     def frames(self, slot: str, values: Tensor, real: Tensor) -> Tensor:
         """A slot's frames (B, T, D), projected as its vectors: (B, T, H), zeros where `real`, bool (B, T), is false."""
         # one draw for all frames of a row: a frame is much like its neighbours, which would tell what was dropped
-        values = values * self.dropout(values.new_ones(len(values), 1, values.shape[2]))
+        values = values * self.dropout(values.new_ones(values.shape[0], 1, values.shape[2]))
         projected: Tensor = self.projections[module_name(slot)](values[real])
         return projected.new_zeros(*real.shape, projected.shape[1]).masked_scatter(real[:, :, None], projected)
 

@@ -57,7 +57,7 @@ class BottleneckFusion(MultimodalFusion):
     def fuse(self, features: Mapping[str, Tensor | Frames], present: Tensor) -> Fused:
         slot_tokens: Tensor = self.project(pooled_vectors(features), present)
         tokens: Tokens = self.sequence(slot_tokens, features, present, self.project)
-        n, size = len(self.bottlenecks), len(present)
+        n, size = len(self.bottlenecks), present.shape[0]
         # the bottlenecks stand first, as slot -1; each starts with the attention of a whole slot
         states = torch.cat([self.bottlenecks.expand(size, -1, -1), tokens.states], dim=1)
         real = torch.cat([tokens.real.new_ones(size, n), tokens.real], dim=1)

@@ -23,7 +23,8 @@ N_WAVES = 6  # wavelengths of 2, 1, 1/2, … 1/16 of a segment
 
 @dataclass(frozen=True)
 class Tokens:
-    """states: (B, S, H). real: bool (B, S), false where a slot is missing or has no such frame. slot: int (S,).
+    """states: (B, S, H). real: bool (B, S), false where a slot is missing or has no such frame. slot: int (S,), below
+    n_slots.
 
     log_share: (B, S), minus the logarithm of how many real tokens the slot has. Added to attention scores, it lets all
     slots start with the same share of attention, however many frames they have.
@@ -33,10 +34,11 @@ class Tokens:
     real: Tensor
     slot: Tensor
     log_share: Tensor
+    n_slots: int
 
     def slot_shares(self, shares: Tensor) -> Tensor:
         """Shares of tokens (B, S), zero where not real, to shares of slots (B, M) with a sum of one, or of nothing."""
-        summed = shares.float() @ one_hot(self.slot).float()
+        summed = shares.float() @ one_hot(self.slot, self.n_slots).float()
         return summed / summed.sum(dim=1, keepdim=True).clamp(min=torch.finfo(summed.dtype).tiny)
 
 
@@ -72,7 +74,8 @@ class SlotSequences(nn.Module):
             real.append(is_real)
             slot.append(torch.full((is_real.shape[1],), index, device=here.device))
             log_share.append(-is_real.sum(dim=1, keepdim=True).clamp(min=1).log().expand_as(is_real))
-        return Tokens(torch.cat(states, dim=1), torch.cat(real, dim=1), torch.cat(slot), torch.cat(log_share, dim=1))
+        joined = (torch.cat(states, dim=1), torch.cat(real, dim=1), torch.cat(slot), torch.cat(log_share, dim=1))
+        return Tokens(*joined, n_slots=len(states))
 
     def _places(self, mask: Tensor) -> Tensor:
         """Where each frame lies in its segment: bool (B, T) to (B, T, H)."""
