@@ -24,10 +24,10 @@ from featurize.sources import Source, open_source
 from featurize.sources.base import FLAGS, stays_inside
 from featurize.stated_times import compare_times
 from stores import open_store
+from stores.backends import new_tree
 from stores.base import STRING
 from stores.carry import carry_over
 from stores.store import DEFAULT_CHUNK_ROWS, Store
-from stores.zarr_store import new_zarr_tree
 
 EXAMPLES = 3
 TIMES = "Times are seconds (12.5), LRC stamps ([00:12.50]), or SMPTE timecodes with --set data.timecode_rate=25."
@@ -120,7 +120,7 @@ def write_store(
             return open_store(store_path), Written.RENEWED
         chunk_rows = old.chunk_rows
     store_path.parent.mkdir(parents=True, exist_ok=True)
-    with new_zarr_tree(store_path, replace=store_path.exists()) as tree:
+    with new_tree(store_path, replace=store_path.exists()) as tree:
         store = Store.create(tree, found.segments, found.labels, facts, chunk_rows)
         if old is not None:
             carry_over(old, store)

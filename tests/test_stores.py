@@ -10,6 +10,7 @@ import pytest
 
 from stores import open_store
 from stores.errors import DamagedStore, StoreError
+from stores.hdf5_store import Hdf5Tree, new_hdf5_tree
 from stores.memory_store import MemoryTree
 from stores.record import differences, fingerprint
 from stores.store import Store
@@ -25,6 +26,17 @@ class TestMemory(TreeContract):
 
     def reopen(self, tree):
         return tree
+
+
+class TestHdf5(TreeContract):
+    @pytest.fixture
+    def tree(self, tmp_path):
+        with new_hdf5_tree(tmp_path / "features.h5"):
+            pass
+        return Hdf5Tree(tmp_path / "features.h5")
+
+    def reopen(self, tree):
+        return Hdf5Tree(tree.path)
 
 
 class TestZarr(TreeContract):
