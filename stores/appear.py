@@ -17,9 +17,9 @@ def appearing(path: Path, is_store: Callable[[Path], bool], *, replace: bool) ->
     Raises `StoreError` where `path` exists already and `replace` is false, or is no store.
     """
     if path.exists() and not replace:
-        raise StoreError(f"{path} exists already. Pass --replace to make it anew, or name another with --store.")
+        raise StoreError(f"{path} exists already. Pass --replace to make it anew, or give another path.")
     if path.exists() and not is_store(path):
-        raise StoreError(f"{path} exists and is not a store; it will not be replaced. Name another with --store.")
+        raise StoreError(f"{path} exists and is not a store; it will not be replaced. Give another path.")
     partial = path.with_name(f".{path.name}.partial")
     _remove(partial)  # what an interrupted run left
     yield partial
