@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -59,47 +60,38 @@ def import_command(
       cli import training_data_with_embeddings.parquet
     """
     from featurize.commands import first_split
-    from featurize.import_vectors import (
-        check_names,
-        check_new_store,
-        choose_columns,
-        make_store,
-        spool,
-        write_feature,
-    )
+    from featurize.import_vectors import add_features, check_new_store, choose_columns, make_store
     from featurize.sources.table import listed
     from featurize.sources.vectors import open_vectors
 
     say = _silent if as_json else click.echo
-    opened = [open_vectors(path, id_name) for path in files]
-    wanted = choose_columns(opened, _pairs("--column", columns), _pairs("--flag", flags), _pairs("--made-by", made_by))
     result: dict[str, Any] = {"store": str(project.store_path)}
-    if project.store_path.exists():
-        store = project.open_store()
-        check_names(store, wanted, replace=replace)
-        features = [spool(w, store.ids) for w in wanted]
-        for feature in features:
-            write_feature(store, feature, dtype)
-        result |= {"created": False, "segments": store.n_segments}
-        say(f"{project.store_path}: {store.n_segments:,} segments")
-    else:
-        found = check_new_store(wanted, project.config.data, project.config.model.targets)
-        for problem in found.problems:
-            say(str(problem))
-        features = [spool(w, found.segments["id"]) for w in wanted]
-        store = make_store(found, features, project.store_path, dtype)
-        n_groups = len(set(found.source.groups))
-        say(f"Wrote {project.store_path}: {store.n_segments:,} segments in {n_groups:,} groups.")
-        say(f"  labels: {listed(list(found.labels)) or 'none'}")
-        result |= {"created": True, "segments": store.n_segments, "groups": n_groups, "labels": list(found.labels)}
-        result["split"] = first_split(project, store, say)
-    result["features"] = [_facts(store, feature) for feature in features]
-    for feature in result["features"]:
-        say("\n".join(_lines(feature)))
+    names = [_pairs(*given) for given in (("--column", columns), ("--flag", flags), ("--made-by", made_by))]
+    with ExitStack() as exits:
+        opened = [exits.enter_context(closing(open_vectors(path, id_name))) for path in files]
+        wanted = choose_columns(opened, *names)
+        if project.store_path.exists():
+            store = project.open_store()
+            imported = add_features(store, wanted, dtype, replace=replace)
+            result |= {"created": False, "segments": store.n_segments}
+            say(f"{project.store_path}: {store.n_segments:,} segments")
+        else:
+            found = check_new_store(wanted, project.config.data, project.config.model.targets)
+            for problem in found.problems:
+                say(str(problem))
+            store, imported = make_store(found, wanted, project.store_path, dtype)
+            n_groups = len(set(found.source.groups))
+            result |= {"created": True, "segments": store.n_segments, "groups": n_groups, "labels": list(found.labels)}
+            say(f"Wrote {project.store_path}: {store.n_segments:,} segments in {n_groups:,} groups.")
+            say(f"  labels: {listed(list(found.labels)) or 'none'}")
+            result["split"] = first_split(project, store, say)
+    result["features"] = [_facts(one) for one in imported]
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return
-    say(f"Next: cli fit   (features {', '.join(store.features())})")
+    for facts in result["features"]:
+        click.echo("\n".join(_lines(facts)))
+    click.echo(f"Next: cli fit   (features {', '.join(store.features())})")
 
 
 def _pairs(option: str, texts: tuple[str, ...]) -> dict[str, str]:
@@ -112,19 +104,18 @@ def _pairs(option: str, texts: tuple[str, ...]) -> dict[str, str]:
     return pairs
 
 
-def _facts(store: Any, spooled: Any) -> dict[str, Any]:
-    feature = store.feature(spooled.wanted.feature)
+def _facts(imported: Any) -> dict[str, Any]:
     return {
-        "feature": feature.name,
-        "file": str(spooled.wanted.file.path),
-        "column": spooled.wanted.column,
-        "flag": spooled.wanted.flag,
-        "width": feature.width,
-        "dtype": str(feature.dtype),
-        "present": int(spooled.present.sum()),
-        "absent": {why: count for why, count in spooled.absent.items() if count},
-        "unknown_ids": len(spooled.unknown),
-        "unknown_examples": spooled.unknown[:3],
+        "feature": imported.feature.name,
+        "file": str(imported.wanted.file.path),
+        "column": imported.wanted.column,
+        "flag": imported.wanted.flag,
+        "width": imported.feature.width,
+        "dtype": str(imported.feature.dtype),
+        "present": imported.n_present,
+        "absent": imported.absent,
+        "unknown_ids": len(imported.unknown),
+        "unknown_examples": imported.unknown[:3],
     }
 
 

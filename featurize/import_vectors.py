@@ -13,7 +13,8 @@ import hashlib
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,25 +47,15 @@ class Wanted:
     made_by: str | None = None
 
 
-@dataclass
-class Spooled:
-    """A column that was read and found whole. spool: float32 (N, width) in the store's order, where `present`."""
+@dataclass(frozen=True)
+class Imported:
+    """A feature that was written. absent: rows of the store, by why. unknown: ids of the file that it does not have."""
 
     wanted: Wanted
-    width: int
-    present: np.ndarray  # bool (N,)
-    absent: Counter[str]  # rows, by why
-    unknown: list[str]  # ids of the file that the store does not have
-    spool: Any
-    record: dict[str, Any] = field(default_factory=dict)
-
-    def vectors(self, rows: range) -> np.ndarray:
-        """float32 (n, width)."""
-        self.spool.seek(rows.start * 4 * self.width)
-        content = self.spool.read(len(rows) * 4 * self.width)
-        vectors = np.zeros((len(rows), self.width), np.float32)
-        vectors.ravel()[: len(content) // 4] = np.frombuffer(content, np.float32)
-        return vectors
+    feature: Feature
+    n_present: int
+    absent: Mapping[str, int]
+    unknown: list[str]
 
 
 def choose_columns(
@@ -124,113 +115,135 @@ def conventional_feature(column: str) -> str:
 
 
 def check_new_store(wanted: Sequence[Wanted], config: DataConfig, targets: Sequence[TargetConfig]) -> Ingest:
-    """The segments and labels of a store that the first file's table makes. Raises `SourceError` while errors stand."""
+    """The segments and labels of a store that the first file's table makes, and what is wrong with them."""
     file = wanted[0].file
     vectors = {name for w in wanted if w.file is file for name in (w.column, w.flag) if name}
     by_name = file.vector_names()
     left_out = {*vectors, *by_name, *map(_flag_beside, by_name)}
-    found = check_source(open_segments(file, left_out, config), config, targets, with_media=False)
+    return check_source(open_segments(file, left_out, config), config, targets, with_media=False)
+
+
+def make_store(found: Ingest, wanted: Sequence[Wanted], store_path: Path, dtype: str) -> tuple[Store, list[Imported]]:
+    """A new store with its features, which appears when all is written. Raises `SourceError` as `add_features`."""
     refuse_errors(found)
-    return found
+    with ExitStack() as exits:
+        columns = [_Column(w, found.segments["id"], exits) for w in wanted]
+        store_path.parent.mkdir(parents=True, exist_ok=True)
+        with new_tree(store_path) as tree:
+            facts = describe_source(found.source, store_path)
+            store = Store.create(tree, found.segments, found.labels, facts, DEFAULT_CHUNK_ROWS)
+            for column in columns:
+                column.write(store, dtype)
+        store = open_store(store_path)
+        return store, [column.imported(store) for column in columns]
 
 
-def spool(wanted: Wanted, ids: np.ndarray) -> Spooled:
-    """Read a column, check it, and keep its vectors by the store's rows; ids: text (N,), of the store.
+def add_features(store: Store, wanted: Sequence[Wanted], dtype: str, *, replace: bool = False) -> list[Imported]:
+    """Features of a store that exists, once all columns are found whole.
 
-    Raises `SourceError` where a vector is not as the others, or none is there.
+    Raises `ConfigError` where a feature exists and `replace` is false, `SourceError` where a vector is not as the
+    others, or none is there.
     """
-    file = wanted.file
-    row_of = {segment_id: row for row, segment_id in enumerate(ids.tolist())}
-    target = np.array([row_of.get(segment_id, -1) for segment_id in file.ids], np.int64)
-    if not (target >= 0).any():
-        raise SourceError(
-            f"{file.path}: none of its {len(file.ids):,} ids ({file.id_name}: {file.ids[0]!r}, …) is in the store "
-            f"({ids[0]!r}, …). Is --ids the right column?"
-        )
-    found = Spooled(
-        wanted,
-        0,
-        np.zeros(len(ids), bool),
-        Counter(),
-        [segment_id for segment_id, row in zip(file.ids, target, strict=True) if row < 0],
-        tempfile.TemporaryFile(),  # noqa: SIM115 (it lives as long as what is in it)
-    )
-    for part in file.vectors(wanted.column, wanted.flag):
-        known = target[part.rows] >= 0
-        rows, vectors = target[part.rows[known]], part.vectors[known]
-        found.width = part.vectors.shape[1] if len(part.rows) else found.width
-        found.present[rows] = True
-        for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1):
-            if len(run):
-                found.spool.seek(int(rows[run[0]]) * 4 * found.width)
-                found.spool.write(np.ascontiguousarray(vectors[run]).tobytes())
-        found.absent.update(part.absent)
-    if not found.present.any():
-        raise SourceError(f"{file.path}: {wanted.column} has not one vector for the segments of the store.")
-    found.absent[NOT_IN_FILE] = len(ids) - int((target >= 0).sum())
-    found.record = imported_record(wanted, found.width)
-    return found
-
-
-def imported_record(wanted: Wanted, width: int) -> dict[str, Any]:
-    """What the store keeps in place of an `EncoderRecord`: what is known, and where it is from (`stores.record`)."""
-    with wanted.file.path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    where = f"{wanted.file.path.name}:{wanted.column}"
-    return {
-        "encoder": "import",
-        "class_name": "",
-        "modality": wanted.feature.partition("/")[0],
-        "width": width,
-        "weights": {"source": wanted.made_by} if wanted.made_by else {"source": where, "sha256": sha256},
-        "parameters": {},
-        "precision": "unknown",
-        "libraries": {},
-        "trained_on": None,
-        IMPORTED_FROM: {
-            "file": wanted.file.path.name,
-            "sha256": sha256,
-            "column": wanted.column,
-            "flag": wanted.flag,
-            "made_by": wanted.made_by,
-        },
-    }
-
-
-def check_names(store: Store, wanted: Sequence[Wanted], *, replace: bool) -> None:
-    """Raise `ConfigError` where a feature exists and `replace` is false, or its name is none."""
     for w in wanted:
         if w.feature in store.features() and not replace:
             raise ConfigError(
                 f"{store.tree.location} holds {w.feature} already. Keep both with --column "
                 f"{w.column}={w.feature.partition('/')[0]}/NAME, or pass --replace."
             )
+    with ExitStack() as exits:
+        columns = [_Column(w, store.ids, exits) for w in wanted]
+        for column in columns:
+            column.write(store, dtype)
+        return [column.imported(store) for column in columns]
 
 
-def make_store(found: Ingest, features: Sequence[Spooled], store_path: Path, dtype: str) -> Store:
-    """A new store with its features, which appears when all of it is written."""
-    store_path.parent.mkdir(parents=True, exist_ok=True)
-    with new_tree(store_path) as tree:
-        facts = describe_source(found.source, store_path)
-        store = Store.create(tree, found.segments, found.labels, facts, DEFAULT_CHUNK_ROWS)
-        for spooled in features:
-            write_feature(store, spooled, dtype)
-    return open_store(store_path)
+class _Column:
+    """A column that was read and found whole. Its vectors wait in a temporary file: float32 (N, width)."""
+
+    def __init__(self, wanted: Wanted, ids: np.ndarray, exits: ExitStack):
+        """ids: text (N,), of the store."""
+        file = wanted.file
+        row_of = {segment_id: row for row, segment_id in enumerate(ids.tolist())}
+        row = np.array([row_of.get(segment_id, -1) for segment_id in file.ids], np.int64)
+        if not (row >= 0).any():
+            raise SourceError(
+                f"{file.path}: none of its {len(file.ids):,} ids ({file.id_name}: {file.ids[0]!r}, …) is in the store "
+                f"({ids[0]!r}, …). Is --ids the right column?"
+            )
+        self._wanted = wanted
+        self._present = np.zeros(len(ids), bool)
+        self._absent: Counter[str] = Counter()
+        self._unknown = [segment_id for segment_id, known in zip(file.ids, row >= 0, strict=True) if not known]
+        self._spool = exits.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (it is entered here)
+        self._width = 0
+        for part in file.vectors(wanted.column, wanted.flag):
+            known = row[part.rows] >= 0
+            self._put(row[part.rows[known]], part.vectors[known])
+            for why, rows in part.absent.items():
+                self._absent[why] += int((row[rows] >= 0).sum())
+        if not self._present.any():
+            raise SourceError(f"{file.path}: {wanted.column} has not one vector for the segments of the store.")
+        self._absent[NOT_IN_FILE] = len(ids) - int((row >= 0).sum())
+
+    def write(self, store: Store, dtype: str) -> None:
+        """The feature, in place of one of the same name."""
+        store.delete_feature(self._wanted.feature)
+        feature = store.create_feature(
+            self._wanted.feature, imported_record(self._wanted, self._width), dtype=np.dtype(dtype)
+        )
+        for chunk in feature.chunks():
+            vectors = self._get(chunk)
+            present = self._present[chunk.start : chunk.stop]
+            hashes = np.zeros((len(chunk), DIGEST_BYTES), np.uint8)
+            for at in np.flatnonzero(present):
+                hashes[at] = np.frombuffer(hashlib.blake2b(vectors[at], digest_size=DIGEST_BYTES).digest(), np.uint8)
+            status = np.where(present, Status.PRESENT, Status.ABSENT).astype(np.uint8)
+            feature.write_chunk(chunk, np.array(chunk), vectors, status, hashes, [""] * len(chunk))
+
+    def imported(self, store: Store) -> Imported:
+        absent = {why: count for why, count in self._absent.items() if count}
+        feature = store.feature(self._wanted.feature)
+        return Imported(self._wanted, feature, int(self._present.sum()), absent, self._unknown)
+
+    def _put(self, rows: np.ndarray, vectors: np.ndarray) -> None:
+        """Consecutive rows in one go: files mostly have the store's order."""
+        self._present[rows] = True
+        self._width = vectors.shape[1] if len(rows) else self._width
+        for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1):
+            if len(run):
+                self._spool.seek(int(rows[run[0]]) * 4 * self._width)
+                self._spool.write(np.ascontiguousarray(vectors[run]).tobytes())
+
+    def _get(self, rows: range) -> np.ndarray:
+        """float32 (n, width), zeros where nothing is present."""
+        self._spool.seek(rows.start * 4 * self._width)
+        content = np.frombuffer(self._spool.read(len(rows) * 4 * self._width), np.float32)
+        vectors = np.zeros(len(rows) * self._width, np.float32)
+        vectors[: len(content)] = content  # the file ends with the last row that is there
+        return vectors.reshape(len(rows), self._width)
 
 
-def write_feature(store: Store, spooled: Spooled, dtype: str) -> Feature:
-    """The feature of a column that was read, in place of one of the same name."""
-    store.delete_feature(spooled.wanted.feature)
-    feature = store.create_feature(spooled.wanted.feature, spooled.record, dtype=np.dtype(dtype))
-    for chunk in feature.chunks():
-        vectors = spooled.vectors(chunk)
-        present = spooled.present[chunk.start : chunk.stop]
-        hashes = np.zeros((len(chunk), DIGEST_BYTES), np.uint8)
-        for at in np.flatnonzero(present):
-            hashes[at] = np.frombuffer(hashlib.blake2b(vectors[at], digest_size=DIGEST_BYTES).digest(), np.uint8)
-        status = np.where(present, Status.PRESENT, Status.ABSENT).astype(np.uint8)
-        feature.write_chunk(chunk, np.array(chunk), vectors, status, hashes, [""] * len(chunk))
-    return feature
+def imported_record(wanted: Wanted, width: int) -> dict[str, Any]:
+    """What the store keeps in place of an `EncoderRecord`: what is known, and where it is from (`stores.record`)."""
+    where = f"{wanted.file.path.name}:{wanted.column}"
+    return {
+        "encoder": "import",
+        "class_name": "",
+        "modality": wanted.feature.partition("/")[0],
+        "width": width,
+        "weights": {"source": wanted.made_by} if wanted.made_by else {"source": where, "sha256": wanted.file.sha256},
+        "parameters": {},
+        "precision": "unknown",
+        "libraries": {},
+        "trained_on": None,
+        IMPORTED_FROM: {
+            "file": wanted.file.path.name,
+            "sha256": wanted.file.sha256,
+            "column": wanted.column,
+            "flag": wanted.flag,
+            "made_by": wanted.made_by,
+        },
+    }
 
 
 def _flag_beside(column: str) -> str:

@@ -15,12 +15,14 @@ Parquet is read by batches and HDF5 by rows, so memory is bounded by the parquet
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from abc import ABC, abstractmethod
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,28 +59,49 @@ class Block:
 
 @dataclass(frozen=True)
 class Vectors:
-    """What is there in a block: rows int64 (k,) of the file, vectors float32 (k, D). absent: how many rows, and why."""
+    """What is there in a block: rows int64 (k,) of the file, vectors float32 (k, D). absent: the other rows, by why."""
 
     rows: np.ndarray
     vectors: np.ndarray
-    absent: Counter[str]
+    absent: dict[str, np.ndarray]
 
 
 class VectorFile(ABC):
     """A file of ids and vectors. Subclasses know one format."""
 
+    _file: Any = None
+
     def __init__(self, path: Path, id_name: str | None):
         self.path = path
+        try:
+            with _readable(path):
+                self._open()
+            self.id_name = self._find_ids(id_name)
+            self.ids = self._checked_ids()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def _find_ids(self, id_name: str | None) -> str:
         names = self.names()
         wanted = (id_name,) if id_name else ID_NAMES
         found = [name for name in wanted if name in names]
         if not found:
             raise SourceError(
-                f"{path} has no column {' or '.join(wanted)} to join it by; it has {listed(names)}.\n"
+                f"{self.path} has no column {' or '.join(wanted)} to join it by; it has {listed(names)}.\n"
                 "Say which one holds the ids: --ids NAME"
             )
-        self.id_name = found[0]
-        self.ids = self._checked_ids()
+        return found[0]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the whole file, hex."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def vector_names(self) -> list[str]:
         """Columns that hold vectors by their name."""
@@ -107,8 +130,16 @@ class VectorFile(ABC):
                     "there is no vector, or a flag: has_" + column
                 )
             is_zero = ~vectors.any(axis=1)
-            absent = Counter({FALSE: int(refused.sum()), NULL: int(empty.sum()), ZERO: int(is_zero.sum())})
-            yield Vectors(block.start + rows[~is_zero], vectors[~is_zero] if is_zero.any() else vectors, absent)
+            absent = {FALSE: np.flatnonzero(refused), NULL: np.flatnonzero(empty), ZERO: rows[is_zero]}
+            yield Vectors(
+                block.start + rows[~is_zero],
+                vectors[~is_zero] if is_zero.any() else vectors,
+                {why: block.start + these for why, these in absent.items()},
+            )
+
+    @abstractmethod
+    def _open(self) -> None:
+        """Set `_file`, and whatever says what is in it."""
 
     @abstractmethod
     def names(self) -> list[str]:
@@ -151,10 +182,8 @@ class VectorFile(ABC):
 
 
 class ParquetVectors(VectorFile):
-    def __init__(self, path: Path, id_name: str | None):
-        with _readable(path):
-            self._file = pq.ParquetFile(path, buffer_size=BUFFER_BYTES)
-        super().__init__(path, id_name)
+    def _open(self) -> None:
+        self._file = pq.ParquetFile(self.path, buffer_size=BUFFER_BYTES)
 
     def names(self) -> list[str]:
         return list(self._file.schema_arrow.names)
@@ -242,20 +271,18 @@ class ArrayVectors(VectorFile):
 
 
 class Hdf5Vectors(ArrayVectors):
-    def __init__(self, path: Path, id_name: str | None):
+    def _open(self) -> None:
         import h5py
 
-        with _readable(path):
-            self._file = h5py.File(path, "r")
-            self._found: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
+        self._file = h5py.File(self.path, "r")
+        self._found: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
 
-            def visit(name: str, node: Any) -> None:
-                if isinstance(node, h5py.Dataset):
-                    text = h5py.check_string_dtype(node.dtype)
-                    self._found[name] = node.shape, np.dtype("T") if text else node.dtype
+        def visit(name: str, node: Any) -> None:
+            if isinstance(node, h5py.Dataset):
+                text = h5py.check_string_dtype(node.dtype)
+                self._found[name] = node.shape, np.dtype("T") if text else node.dtype
 
-            self._file.visititems(visit)
-        super().__init__(path, id_name)
+        self._file.visititems(visit)
 
     def _arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
         return self._found
@@ -269,12 +296,16 @@ class Hdf5Vectors(ArrayVectors):
 
 
 class NpzVectors(ArrayVectors):
-    def __init__(self, path: Path, id_name: str | None):
-        self._loaded: tuple[str, np.ndarray] | None = None
-        with _readable(path):
-            self._file = np.load(path, allow_pickle=False)
-            self._headers = {name: _npz_header(path, name) for name in self._file.files}
-        super().__init__(path, id_name)
+    _loaded: tuple[str, np.ndarray] | None = None
+
+    def _open(self) -> None:
+        self._stream = self.path.open("rb")  # of its own, numpy leaves one open where the file is no archive
+        self._file = np.load(self._stream, allow_pickle=False)
+        self._headers = {name: _npz_header(self.path, name) for name in self._file.files}
+
+    def close(self) -> None:
+        super().close()
+        self._stream.close()
 
     def _arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
         return self._headers
