@@ -59,7 +59,9 @@ def verify_command(store_path: Path) -> None:
     for damage in damages:
         click.echo(str(damage))
     if damages:
-        click.echo(f"{len(damages)} damaged chunks in {store_path}. Encode the rows again: cli featurize --replace.")
+        click.echo(
+            f"{len(damages)} damaged chunks in {store_path}. Write them again: cli featurize or import, --replace."
+        )
         raise SystemExit(1)
     click.echo(f"{store_path}: every chunk is there and matches its checksum.")
 

@@ -179,6 +179,7 @@ class _NewHdf5Tree(Hdf5Tree):
     def __init__(self, path: Path, file: h5py.File):
         self.path = path
         self.location = str(path)
+        self._journaled = JournaledFile(path)
         self._file = file
 
     @contextmanager

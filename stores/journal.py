@@ -65,13 +65,7 @@ class JournaledFile:
                 sizes = os.fstat(file.fileno()).st_size, step.size
             if not pieces and sizes[0] == sizes[1]:
                 return
-            partial = self.journal.with_suffix(".partial")
-            with partial.open("wb") as out:
-                out.write(HEAD.pack(MAGIC, *sizes, len(pieces)))
-                for offset, content in pieces:
-                    out.write(PIECE.pack(offset, len(content)))
-                    out.write(content)
-            partial.replace(self.journal)
+            self._write_journal(pieces, *sizes)
             self._finish()
 
     def remove_leftovers(self, older_than_seconds: float) -> None:
@@ -79,6 +73,19 @@ class JournaledFile:
         partial = self.journal.with_suffix(".partial")
         if partial.exists() and time.time() - partial.stat().st_mtime >= older_than_seconds:
             partial.unlink(missing_ok=True)
+
+    def _write_journal(self, pieces: list[tuple[int, memoryview]], before: int, after: int) -> None:
+        partial = self.journal.with_suffix(".partial")
+        try:
+            with partial.open("wb") as out:
+                out.write(HEAD.pack(MAGIC, before, after, len(pieces)))
+                for offset, content in pieces:
+                    out.write(PIECE.pack(offset, len(content)))
+                    out.write(content)
+            partial.replace(self.journal)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise StoreError(f"{self.path} cannot be written: {error.strerror}. It is as it was.") from error
 
     def _finish(self) -> None:
         """Copy the journal into the file, where there is one. Doing it twice does no harm."""
@@ -98,10 +105,10 @@ class JournaledFile:
                         file.seek(offset)
                         file.write(journal.read(length))
                     file.truncate(after)
-            except PermissionError as error:
+            except OSError as error:
                 raise StoreError(
-                    f"{self.path} was being written when a process was killed, and may not be written to now. "
-                    "Open it once where it can be: cli verify"
+                    f"{self.path} cannot be written: {error.strerror}. What it lacks waits in {self.journal.name} "
+                    "beside it, and is added when it is opened where that can be: cli verify"
                 ) from error
             except (ValueError, struct.error) as error:
                 raise DamagedStore(

@@ -21,12 +21,13 @@ from stores.errors import DamagedStore, StoreError
 from stores.feature import Status
 from stores.hdf5_store import Hdf5Tree, new_hdf5_tree
 from stores.journal import JournaledFile
+from stores.store import Split
 from stores.verify import verify
 from tests.stores_contract import RECORD, make_store, write
 from tests.toys import ToyEncoder, ToySource, toy_contents, toy_feature
 
 KILLS = 10
-FLIPS = 120
+FLIPS = 80
 
 
 def everything(tree: ArrayTree, path: str = "") -> dict[str, object]:
@@ -272,6 +273,39 @@ def test_the_kind_of_a_store_is_what_lies_there_and_a_new_ones_its_suffix(tmp_pa
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(StoreError, match="neither a Zarr folder nor an HDF5 file"):
         open_store(tmp_path / "notes.txt")
+
+
+def test_every_command_takes_such_a_store(project, demo_data, run_cli):
+    data = shutil.copytree(demo_data, project / "songs")
+    table = (data / "segments.csv").read_text("utf-8").splitlines()
+    (data / "segments.csv").write_text("\n".join(table[:-4]), "utf-8")  # the last song comes later
+    store = ("--store", "features.h5", "--set", "model.targets=[{name: mood}]")
+    run_cli("ingest", "songs", *store)
+    for encoder in ("lsa", "midi_stats"):
+        run_cli("featurize", "--encoder", encoder, "--workers", "0", *store)
+    (data / "segments.csv").write_text("\n".join(table), "utf-8")
+    assert "has grown" in run_cli("ingest", "songs", *store).output
+    result = run_cli("featurize", "--encoder", "midi_stats", "--workers", "0", *store)
+    assert "44 unchanged" in result.output
+    assert "4 of 48 rows are pending" in run_cli("fit", *store, code=2).output
+    run_cli("featurize", "--encoder", "lsa", "--workers", "0", *store)
+    run_cli("split", "--replace", *store)
+    assert "audio" not in run_cli("fit", "--no-baselines", "--seeds", "1", "--set", "training.epochs=2", *store).output
+    assert "48 segments in 12 groups" in run_cli("inspect", "--store", "features.h5").output
+    assert "every chunk is there" in run_cli("verify", "--store", "features.h5").output
+    assert sorted(path.name for path in project.iterdir()) == ["features.h5", "runs", "songs"]
+
+
+def test_a_folder_that_cannot_be_written_is_told_and_nothing_changes(store_path, monkeypatch):
+    before = store_path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(StoreError, match="cannot be written: No space left on device. It is as it was"):
+        open_store(store_path).write_split(Split("s", np.zeros(2000, np.uint8), {"method": "grouped"}))
+    assert store_path.read_bytes() == before and len(list(store_path.parent.iterdir())) == 1
 
 
 def test_texts_grow_and_keep_their_chunks_and_attributes(tmp_path):

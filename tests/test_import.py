@@ -249,6 +249,7 @@ REFUSED = {
         changed(segment_id=pa.array([*IDS[:-1], "s3"])),
         "of segment_id are there more than once, e.g. 's3'",
     ),
+    "no rows": ({name: values.slice(0, 0) for name, values in user_table().items()}, "bad.parquet has no rows"),
     "no id": (changed(segment_id=pa.array([*IDS[:-1], None])), "segment_id is empty in row 40"),
     "text": (changed(lyric_embedding=pa.array(["[1, 2]"] * N)), "lyric_embedding holds string; vectors are lists"),
     "all gone": (changed(has_lyric_embedding=pa.array([False] * N)), "lyric_embedding has not one vector"),

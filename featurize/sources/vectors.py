@@ -162,6 +162,8 @@ class VectorFile(ABC):
 
     def _checked_ids(self) -> list[str]:
         ids = self._texts(self.id_name)
+        if not ids:
+            raise SourceError(f"{self.path} has no rows.")
         rows_of: dict[str, list[int]] = defaultdict(list)
         for row, segment_id in enumerate(ids):
             if not segment_id:
