@@ -41,7 +41,6 @@ LAYOUT = "vectors"  # of a store whose segments came with their vectors, and hav
 ID_NAMES = ("segment_id", "ids", "id")
 SUFFIX = "_embedding"
 BATCH_ROWS = 1024
-BUFFER_BYTES = 1 << 20  # without it, pyarrow reads a row group's whole column before the first batch
 KEPT_ROLES = ("segment_id", "group", "track_id", "start_seconds", "end_seconds")  # the others are of raw data
 EXAMPLES = 3
 
@@ -185,7 +184,7 @@ class VectorFile(ABC):
 
 class ParquetVectors(VectorFile):
     def _open(self) -> None:
-        self._file = pq.ParquetFile(self.path, buffer_size=BUFFER_BYTES)
+        self._file = pq.ParquetFile(self.path)
 
     def names(self) -> list[str]:
         return list(self._file.schema_arrow.names)
