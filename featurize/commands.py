@@ -63,7 +63,7 @@ def ingest_command(project: Project, data: Path | None, check_only: bool, replac
         store, what = write_store(found, project.store_path, replace=replace)
         result["store"] = str(what)
         say(WRITTEN[what].format(store=project.store_path))
-        result["split"] = _first_split(project, store, say)
+        result["split"] = first_split(project, store, say)
     if as_json:
         click.echo(json.dumps(result, indent=2))
 
@@ -191,7 +191,7 @@ def featurize_command(
         _show_audit(done.audit)
 
 
-def _first_split(project: Project, store: Any, say: Any) -> str | None:
+def first_split(project: Project, store: Any, say: Any) -> str | None:
     from featurize.errors import SplitError
 
     name: str = project.config.split.name

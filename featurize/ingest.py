@@ -24,10 +24,10 @@ from featurize.sources import Source, open_source
 from featurize.sources.base import FLAGS, stays_inside
 from featurize.stated_times import compare_times
 from stores import open_store
+from stores.backends import new_tree
 from stores.base import STRING
 from stores.carry import carry_over
 from stores.store import DEFAULT_CHUNK_ROWS, Store
-from stores.zarr_store import new_zarr_tree
 
 EXAMPLES = 3
 TIMES = "Times are seconds (12.5), LRC stamps ([00:12.50]), or SMPTE timecodes with --set data.timecode_rate=25."
@@ -71,11 +71,18 @@ class Ingest:
 
 def check(path: Path, config: DataConfig, targets: Iterable[TargetConfig] = ()) -> Ingest:
     """Read the table at `path` and look at every row and into some media. Raises `SourceError` where it is unusable."""
-    source = open_source(path, config)
+    return check_source(open_source(path, config), config, targets)
+
+
+def check_source(
+    source: Source, config: DataConfig, targets: Iterable[TargetConfig] = (), *, with_media: bool = True
+) -> Ingest:
+    """As `check`, of a source that is open. with_media: false where the segments have vectors in place of raw data."""
     found = check_table(source)
-    _check_media(found)
-    if not found.errors:  # it reads media, where the table says they are
-        _check_stated_times(found)
+    if with_media:
+        _check_media(found)
+        if not found.errors:  # it reads media, where the table says they are
+            _check_stated_times(found)
     labels, skipped = _read_labels(source, config, list(targets))
     _check_labels(found, labels, skipped)
     texts = {"id": source.ids, "group": source.groups}
@@ -83,7 +90,7 @@ def check(path: Path, config: DataConfig, targets: Iterable[TargetConfig] = ()) 
         texts["track_id"] = source.table.texts("track_id")
     found.segments = {name: np.array([v or "" for v in values], dtype=STRING) for name, values in texts.items()}
     found.segments |= {"start_seconds": source.start_seconds, "end_seconds": source.end_seconds}
-    found.segments |= {FLAGS[modality]: found.presence[modality] for modality in MODALITIES}
+    found.segments |= {FLAGS[modality]: there for modality, there in found.presence.items()}
     found.labels = {label.name: label.values for label in labels}
     found.problems.sort(key=lambda problem: list(Severity).index(problem.severity))
     return found
@@ -113,10 +120,7 @@ def write_store(
 
     Raises `SourceError` while errors stand, or where segments are gone or regrouped and `replace` is false.
     """
-    if found.errors:
-        raise SourceError(
-            f"Nothing was written: {len(found.errors)} kinds of errors stand in {found.source.table.path}."
-        )
+    refuse_errors(found)
     facts = describe_source(found.source, store_path)
     old = open_store(store_path) if store_path.exists() and not replace else None
     if old is not None:
@@ -126,11 +130,19 @@ def write_store(
             return open_store(store_path), Written.RENEWED
         chunk_rows = old.chunk_rows
     store_path.parent.mkdir(parents=True, exist_ok=True)
-    with new_zarr_tree(store_path, replace=store_path.exists()) as tree:
+    with new_tree(store_path, replace=store_path.exists()) as tree:
         store = Store.create(tree, found.segments, found.labels, facts, chunk_rows)
         if old is not None:
             carry_over(old, store)
     return open_store(store_path), Written.NEW if old is None else Written.GROWN
+
+
+def refuse_errors(found: Ingest) -> None:
+    """Raise `SourceError` while errors stand."""
+    if found.errors:
+        raise SourceError(
+            f"Nothing was written: {len(found.errors)} kinds of errors stand in {found.source.table.path}."
+        )
 
 
 def _check_all_still_there(old: Store, found: Ingest, store_path: Path) -> None:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from featurize.config import TargetConfig, TargetKind
 from featurize.errors import ConfigError
+from featurize.sources.lists import is_list, is_list_of_numbers, read_lists
 from featurize.sources.table import parse_numbers
 from stores.base import STRING
 
@@ -46,7 +47,7 @@ def read_label(name: str, column: pa.ChunkedArray, *, as_number: bool = False) -
         return Label(name, *parse_numbers(column))
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return _read_text_label(name, column, as_number)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    if is_list(kind):
         return _read_list_label(name, column)
     return None
 
@@ -125,24 +126,21 @@ def _read_text_label(name: str, column: pa.ChunkedArray, as_number: bool) -> Lab
 
 
 def _read_list_label(name: str, column: pa.ChunkedArray) -> Label | None:
-    rows = column.to_pylist()
     if pa.types.is_string(column.type.value_type):
+        rows = column.to_pylist()
         return Label(name, _texts([None if row is None else json.dumps(row, ensure_ascii=False) for row in rows]), [])
-    if not (pa.types.is_floating(column.type.value_type) or pa.types.is_integer(column.type.value_type)):
+    if not is_list_of_numbers(column.type):
         return None
-    widths = [len(row) for row in rows if row is not None]
-    width = max(set(widths), key=widths.count) if widths else 0
+    lists = read_lists(column)
+    widths, counts = np.unique(lists.lengths[lists.lengths >= 0], return_counts=True)
+    width = int(widths[np.argmax(counts)]) if len(widths) else 0
     if width == 0:
         return None
-    values = np.full((len(rows), width), np.nan, np.float32)
-    unreadable = []
-    for at, row in enumerate(rows):
-        if row is None:
-            continue
-        if len(row) == width and all(v is not None and np.isfinite(v) for v in row):
-            values[at] = row
-        else:
-            unreadable.append(at)
+    values = np.full((len(column), width), np.nan, np.float32)
+    rows, found = lists.of_width(width)
+    finite = np.isfinite(found).all(axis=1)
+    values[rows[finite]] = found[finite]
+    unreadable = np.flatnonzero((lists.lengths >= 0) & np.isnan(values).any(axis=1)).tolist()
     return Label(name, values, unreadable)
 
 

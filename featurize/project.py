@@ -15,6 +15,7 @@ from featurize.config import ColumnsConfig, DataConfig, FeaturizeConfig
 from featurize.errors import SourceError
 from featurize.segments import Raw, RawMidi
 from featurize.sources import Source, open_source
+from featurize.sources.vectors import LAYOUT
 from stores import open_store
 from stores.commands import store_option
 from stores.store import Store
@@ -99,8 +100,12 @@ class StoreRows:
 
 
 def open_source_of(store: Store, store_path: Path, config: FeaturizeConfig) -> Source:
-    """The source a store was made from, read as it was then. Raises `SourceError` where it has moved."""
+    """The source a store was made from, read as it was then. Raises `SourceError` where it has moved, or had none."""
     facts = store.source
+    if facts["layout"] == LAYOUT:
+        raise SourceError(
+            f"{store_path} was made of vectors and has no raw data to read. Where there is some: cli ingest DATA"
+        )
     path = config.data.path or store_path.resolve().parent / facts["path"]
     if not path.exists():
         raise SourceError(

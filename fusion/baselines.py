@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
+from scipy.optimize import minimize
+from scipy.special import logsumexp, softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 
@@ -19,7 +21,6 @@ from fusion.model import Standardize
 from fusion.targets import Target
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of logistic regression; 1/alpha of ridge
-SHARE_FLOOR = 1e-4  # a class smaller than this in a soft label adds no weighted sample
 
 Predict = Callable[[np.ndarray], np.ndarray]  # features (n, D) to predictions (n, K)
 
@@ -71,26 +72,44 @@ def _fit_linear(inputs: np.ndarray, truth: np.ndarray, target: Target, strength:
         ridge = Ridge(alpha=1 / strength).fit(inputs, truth[:, 0])
         return lambda x: ridge.predict(x)[:, None]
     if target.kind == "multi_label":
-        columns = [
-            _fit_classes(inputs, truth[:, k].astype(np.int64), None, 2, strength) for k in range(target.n_outputs)
-        ]
+        columns = [_fit_classes(inputs, truth[:, k].astype(np.int64), 2, strength) for k in range(target.n_outputs)]
         return lambda x: np.stack([predict(x)[:, 1] for predict in columns], axis=1)
     if target.kind == "soft_distribution":
-        rows, classes = np.nonzero(truth > SHARE_FLOOR)  # a row counts for each class as much as its share
-        return _fit_classes(inputs[rows], classes, truth[rows, classes], target.n_outputs, strength)
-    return _fit_classes(inputs, truth, None, target.n_outputs, strength)
+        return _fit_shares(inputs, truth, strength)
+    return _fit_classes(inputs, truth, target.n_outputs, strength)
 
 
-def _fit_classes(
-    inputs: np.ndarray, classes: np.ndarray, weights: np.ndarray | None, n_classes: int, strength: float
-) -> Predict:
+def _fit_shares(inputs: np.ndarray, shares: np.ndarray, strength: float) -> Predict:
+    """Logistic regression on shares (n, K): what a row for each class would give, weighted by its share, in 1/K of the
+    time. The loss and its end are scikit-learn's."""
+    (n, width), k = inputs.shape, shares.shape[1]
+
+    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        weights = flat.reshape(k, width + 1)
+        logits = inputs @ weights[:, :width].T.astype(inputs.dtype) + weights[:, width]
+        log_p = logits - logsumexp(logits, axis=1, keepdims=True)
+        error = (np.exp(log_p) - shares) / n
+        gradient = np.empty_like(weights)
+        gradient[:, :width] = error.astype(inputs.dtype).T @ inputs + weights[:, :width] / (strength * n)
+        gradient[:, width] = error.sum(axis=0)
+        penalty = 0.5 * np.square(weights[:, :width]).sum() / (strength * n)
+        return float(-(shares * log_p).sum() / n + penalty), gradient.ravel()
+
+    ended = minimize(
+        loss, np.zeros(k * (width + 1)), jac=True, method="L-BFGS-B", options={"maxiter": 300, "gtol": 1e-4}
+    )
+    weights = ended.x.reshape(k, width + 1)
+    return lambda x: softmax(x @ weights[:, :width].T + weights[:, width], axis=1)
+
+
+def _fit_classes(inputs: np.ndarray, classes: np.ndarray, n_classes: int, strength: float) -> Predict:
     present = np.unique(classes)
     if len(present) < 2:
         return lambda x: np.tile(np.eye(n_classes)[present[0]], (len(x), 1))
     model = LogisticRegression(C=strength, max_iter=300)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the weakest regularization may not get there; it loses
-        model.fit(inputs, classes, sample_weight=weights)
+        model.fit(inputs, classes)
 
     def predict(x: np.ndarray) -> np.ndarray:
         probabilities = np.zeros((len(x), n_classes))

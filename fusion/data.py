@@ -18,6 +18,7 @@ from fusion.config import Config
 from fusion.modules.base import Frames
 from stores.errors import StoreError
 from stores.feature import Status
+from stores.record import command_for
 from stores.store import Store
 
 EVALUATION_BATCH = 4096
@@ -144,7 +145,7 @@ def load_segments(
         if pending and not allow_pending:
             raise StoreError(
                 f"{name} is unfinished: {pending:,} of {len(status):,} rows are pending.\n"
-                f"Finish it with cli featurize --encoder {feature.record['encoder']}, or count them as missing with"
+                f"Finish it with {command_for(feature.record)}, or count them as missing with"
                 " --allow-pending."
             )
         vectors[slot] = torch.from_numpy(feature.vectors())

@@ -38,6 +38,7 @@ from featurize.workers import Failure, prepare_safely
 from fusion.targets import Target
 from stores.errors import StoreError
 from stores.feature import Feature, Status
+from stores.record import command_for
 from stores.store import Store
 
 Segment = dict[str, Any]
@@ -257,7 +258,7 @@ def _present(feature: Feature, rows: np.ndarray, allow_pending: bool) -> Tensor:
     if pending and not allow_pending:
         raise StoreError(
             f"{feature.name} is unfinished: {pending:,} of these {len(rows):,} rows are pending.\n"
-            f"Finish it with cli featurize --encoder {feature.record['encoder']}, or count them as missing with "
+            f"Finish it with {command_for(feature.record)}, or count them as missing with "
             "allow_pending=True."
         )
     return torch.from_numpy(status == Status.PRESENT)

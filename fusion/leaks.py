@@ -9,6 +9,7 @@ import numpy as np
 
 from featurize.pipeline import ids_sha256
 from stores.errors import TriadError
+from stores.record import IMPORTED_FROM
 from stores.store import Part, Split, Store
 
 
@@ -18,7 +19,11 @@ class LeakError(TriadError):
 
 def check_encoders(store: Store, features: Mapping[str, str], splits: Sequence[Split], allow: bool) -> list[str]:
     """Notes for the report on every encoder that saw held-out groups. Raises `LeakError` where it saw their labels."""
-    notes = []
+    notes = [
+        f"{name} was imported: whether its encoder has seen songs or labels held out here is not known."
+        for name in features.values()
+        if IMPORTED_FROM in store.feature(name).record
+    ]
     for name, trained_on in _trainings(store, features):
         seen = _seen_groups(store, trained_on)
         held_out = np.concatenate([split.rows(part) for split in splits for part in (Part.VAL, Part.TEST)])

@@ -121,7 +121,7 @@ def check_features(run: LoadedRun, store: Store, slots: Iterable[str]) -> None:
             listed = ", ".join(stored) or "none"
             raise TriadError(
                 f"Run {run.name} needs {name}; {store.tree.location} has {listed}.\n"
-                f"Make it as the run's was: cli featurize --encoder {name.partition('/')[2]}"
+                f"Make it as the run's was, with cli featurize --encoder {name.partition('/')[2]} or cli import."
             )
         feature = store.feature(name)
         if feature.width != run.widths[slot]:

@@ -1,9 +1,9 @@
-"""The feature store: vectors, presence, labels and splits of music segments, in one folder.
+"""The feature store: vectors, presence, labels and splits of music segments, in one folder, or one HDF5 file.
 
     store = open_store("features.zarr")
     store["audio/mel_stats"].vectors()      # float16 (N, D)
 
-Importing this package imports neither torch nor zarr; opening a store imports its backend.
+Importing this package imports neither torch, zarr nor h5py; opening a store imports its backend.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["DamagedStore", "RecordMismatch", "StoreError", "TriadError", "open_s
 
 def open_store(path: str | Path) -> Store:
     """Open the store at `path`. Raises `StoreError` where there is none."""
+    from stores.backends import open_tree
     from stores.store import Store
-    from stores.zarr_store import ZarrTree
 
-    return Store(ZarrTree(Path(path)))
+    return Store(open_tree(Path(path)))

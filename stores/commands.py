@@ -1,4 +1,4 @@
-"""`cli inspect` and `cli verify`: what a store holds, and whether it is whole."""
+"""`cli inspect`, `cli verify` and `cli convert`: what a store holds, whether it is whole, in which form."""
 
 from __future__ import annotations
 
@@ -59,9 +59,37 @@ def verify_command(store_path: Path) -> None:
     for damage in damages:
         click.echo(str(damage))
     if damages:
-        click.echo(f"{len(damages)} damaged chunks in {store_path}. Encode the rows again: cli featurize --replace.")
+        click.echo(
+            f"{len(damages)} damaged chunks in {store_path}. Write them again: cli featurize or import, --replace."
+        )
         raise SystemExit(1)
     click.echo(f"{store_path}: every chunk is there and matches its checksum.")
+
+
+@click.command("convert")
+@click.argument("origin", metavar="A", type=click.Path(path_type=Path))
+@click.argument("target", metavar="B", type=click.Path(path_type=Path))
+@click.option("--replace", is_flag=True, help="Make B anew where it is a store already.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def convert_command(origin: Path, target: Path, replace: bool, as_json: bool) -> None:
+    """Copy the whole store A to B: one HDF5 file where B ends in .h5 or .hdf5, a Zarr folder otherwise.
+
+    The copy is compared with A, array by array, before it appears at B.
+
+    \b
+    Example:
+      cli convert features.zarr features.h5
+    """
+    from stores.convert import convert
+
+    done = convert(origin, target, replace=replace)
+    if as_json:
+        click.echo(json.dumps({"store": str(target), **vars(done)}, indent=2))
+        return
+    click.echo(
+        f"{target}: {done.n_arrays:,} arrays in {done.n_chunks:,} chunks, {done.n_bytes / 1e6:,.1f} MB of values;"
+        f" equal to {origin}."
+    )
 
 
 def _lines(summary: dict[str, Any]) -> list[str]:

@@ -2,6 +2,10 @@
 
 A record is a JSON object that the encoder provides (`featurize.encoders.base.EncoderRecord`); the store only compares.
 Two records with one fingerprint mean interchangeable vectors.
+
+Vectors that were imported say so in one more field, `imported_from`: file, column, and what the user said of them. It
+is kept and shown, but not compared, because the vectors of one encoder may come in several files. Where the user did
+not say which encoder it was, the file itself stands in `weights`, and two files are two encoders.
 """
 
 from __future__ import annotations
@@ -27,6 +31,8 @@ REQUIRED = (
     "trained_on",
 )
 
+IMPORTED_FROM = "imported_from"
+
 
 def check_complete(record: Record) -> None:
     """Raise `StoreError` where a record lacks a field: a feature without provenance is not worth keeping."""
@@ -36,8 +42,9 @@ def check_complete(record: Record) -> None:
 
 
 def fingerprint(record: Record) -> str:
-    """SHA-256 (hex) of the record as canonical JSON: sorted keys, no spaces."""
-    canonical = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    """SHA-256 (hex) of what is compared of a record, as canonical JSON: sorted keys, no spaces."""
+    compared = {key: value for key, value in record.items() if key != IMPORTED_FROM}
+    canonical = json.dumps(compared, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
@@ -62,6 +69,13 @@ def check_same(feature: str, stored: Record, wanted: Record) -> None:
         f"The store holds {feature} from {describe(stored)}, this run would write {describe(wanted)} ({shown}).\n"
         f"Keep both with --as {name}-{fingerprint(wanted)[:6]}, or write {slot} anew with --replace."
     )
+
+
+def command_for(record: Record) -> str:
+    """What writes such a feature."""
+    if IMPORTED_FROM in record:
+        return f"cli import {record[IMPORTED_FROM]['file']} --replace"
+    return f"cli featurize --encoder {record['encoder']}"
 
 
 def describe(record: Record) -> str:

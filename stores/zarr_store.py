@@ -21,6 +21,7 @@ import zarr
 import zarr.errors
 from zarr.codecs import Crc32cCodec
 
+from stores.appear import appearing
 from stores.base import ArrayTree, Attributes
 from stores.errors import DamagedStore, StoreError
 
@@ -134,18 +135,6 @@ def new_zarr_tree(path: Path, *, replace: bool = False) -> Iterator[ZarrTree]:
 
     Raises `StoreError` where `path` exists already and `replace` is false, or is no store.
     """
-    path = Path(path)
-    if path.exists() and not replace:
-        raise StoreError(f"{path} exists already. Pass --replace to make it anew, or name another with --store.")
-    if path.exists() and not (path / "zarr.json").is_file():
-        raise StoreError(f"{path} exists and is not a store; it will not be replaced. Name another with --store.")
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # what an interrupted run left
-    zarr.create_group(partial, zarr_format=3)
-    yield ZarrTree(partial)
-    old = path.with_name(f".{path.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
-        path.rename(old)
-    partial.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
+    with appearing(Path(path), lambda old: (old / "zarr.json").is_file(), replace=replace) as partial:
+        zarr.create_group(partial, zarr_format=3)
+        yield ZarrTree(partial)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 
 from featurize.config import TargetConfig
 from fusion import baselines
-from fusion.baselines import concatenation, linear, majority, mask
+from fusion.baselines import _fit_linear, concatenation, linear, majority, mask
 from fusion.metrics import headline_metric, score
 from fusion.targets import Target
 from tests.fusion_contract import make_data, make_targets
@@ -144,7 +145,8 @@ def test_a_label_that_never_changes_is_predicted_as_it_is(always):
 def test_soft_labels_of_one_class_only():
     inputs, _ = problem("soft_distribution")
     (target,) = make_targets({"y": np.tile([1.0, 0.0], (N, 1))}, TargetConfig(name="y", kind="soft_distribution"))
-    np.testing.assert_array_equal(linear(inputs, target, TRAIN, VAL, TEST), np.tile([1.0, 0.0], (len(TEST), 1)))
+    expected = np.tile([1.0, 0.0], (len(TEST), 1))
+    np.testing.assert_allclose(linear(inputs, target, TRAIN, VAL, TEST), expected, atol=1e-6)
 
 
 def test_without_validation_labels_it_still_predicts():
@@ -211,3 +213,15 @@ def test_mask_only_finds_nothing_where_there_is_nothing():
     rng = np.random.default_rng(1)
     ours, prior = accuracy_of_mask(rng.random(N) < 0.7, rng.random((N, 2)) < 0.5)
     assert abs(ours - prior) < 0.05
+
+
+def test_soft_labels_are_fitted_as_weighted_rows_for_each_class_would_be():
+    inputs, target = problem("soft_distribution")
+    labelled = TRAIN[target.known.numpy()[TRAIN]]
+    shares, given = target.truth.numpy()[labelled], inputs[labelled]
+    rows, classes = np.nonzero(shares > 0)
+    reference = LogisticRegression(C=0.1, max_iter=1000, tol=1e-8).fit(
+        given[rows], classes, sample_weight=shares[rows, classes]
+    )
+    predict = _fit_linear(given, shares, target, 0.1)
+    np.testing.assert_allclose(predict(inputs), reference.predict_proba(inputs), atol=2e-3)

@@ -1,4 +1,4 @@
-"""Both backends pass the contract; what only files can suffer is tested below."""
+"""All backends pass the contract; what only files can suffer is tested below."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from stores import open_store
+from stores.backends import new_tree
 from stores.errors import DamagedStore, StoreError
+from stores.hdf5_store import Hdf5Tree, new_hdf5_tree
 from stores.memory_store import MemoryTree
 from stores.record import differences, fingerprint
 from stores.store import Store
@@ -25,6 +27,17 @@ class TestMemory(TreeContract):
 
     def reopen(self, tree):
         return tree
+
+
+class TestHdf5(TreeContract):
+    @pytest.fixture
+    def tree(self, tmp_path):
+        with new_hdf5_tree(tmp_path / "features.h5"):
+            pass
+        return Hdf5Tree(tmp_path / "features.h5")
+
+    def reopen(self, tree):
+        return Hdf5Tree(tree.path)
 
 
 class TestZarr(TreeContract):
@@ -58,6 +71,15 @@ def test_importing_stores_imports_nothing_heavy():
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
         == "False"
     )
+
+
+@pytest.mark.parametrize(("name", "other"), [("features.zarr", "h5py"), ("features.h5", "zarr")])
+def test_opening_a_store_imports_its_own_backend_alone(tmp_path, name, other):
+    with new_tree(tmp_path / name) as tree:
+        make_store(tree)
+    code = f"import sys, stores; stores.open_store({str(tmp_path / name)!r}).ids; print({other!r} in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
 
 
 def test_a_flipped_byte_is_found_and_named(store, tmp_path):

@@ -30,7 +30,7 @@ class SegmentTable:
         for role in ("segment_id", "group"):
             if role not in self.roles:
                 raise SourceError(
-                    f"{path} has no column {roles[role]!r} for the {role}; it has {_listed(table.column_names)}.\n"
+                    f"{path} has no column {roles[role]!r} for the {role}; it has {listed(table.column_names)}.\n"
                     f"Say which column it is: --set data.columns.{role}=NAME"
                 )
 
@@ -73,17 +73,9 @@ class SegmentTable:
 
     def flags(self, role: str) -> list[bool | None]:
         """A has_… column as true, false, or `None` where missing or unknown."""
-        words = {
-            "true": True,
-            "1": True,
-            "1.0": True,
-            "yes": True,
-            "false": False,
-            "0": False,
-            "0.0": False,
-            "no": False,
-        }
-        return [words.get(text.lower()) if text else None for text in self.texts(role)]
+        if role not in self.roles:
+            return [None] * len(self)
+        return parse_flags(self._table.column(self.roles[role]))
 
 
 def read_table(path: Path, drop: tuple[str, ...] = ()) -> pa.Table:
@@ -94,7 +86,7 @@ def read_table(path: Path, drop: tuple[str, ...] = ()) -> pa.Table:
                 header = pyarrow.csv.open_csv(file).schema.names
             repeated = sorted({name for name in header if header.count(name) > 1})
             if repeated:
-                raise SourceError(f"{path} names {_listed(repeated)} twice in its header; column names must differ.")
+                raise SourceError(f"{path} names {listed(repeated)} twice in its header; column names must differ.")
             as_text = pyarrow.csv.ConvertOptions(
                 column_types={name: pa.string() for name in header}, strings_can_be_null=False
             )
@@ -127,5 +119,20 @@ def parse_numbers(column: pa.ChunkedArray) -> tuple[np.ndarray, list[int]]:
     return numbers, unreadable
 
 
-def _listed(names: list[str], most: int = 12) -> str:
+def parse_flags(column: pa.Array | pa.ChunkedArray) -> list[bool | None]:
+    """true, false, or `None` where a cell is missing or unknown, of bools, numbers and words."""
+    words = {
+        "true": True,
+        "1": True,
+        "1.0": True,
+        "yes": True,
+        "false": False,
+        "0": False,
+        "0.0": False,
+        "no": False,
+    }
+    return [words.get(text.lower()) if text else None for text in pc.cast(column, pa.string()).to_pylist()]
+
+
+def listed(names: list[str], most: int = 12) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

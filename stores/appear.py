@@ -1,0 +1,41 @@
+"""A store appears at its path when it is whole, and not before."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from stores.errors import StoreError
+
+
+@contextmanager
+def appearing(path: Path, is_store: Callable[[Path], bool], *, replace: bool) -> Iterator[Path]:
+    """A free path beside `path`, to be filled; what stands there when the block ends without error moves to `path`.
+
+    Raises `StoreError` where `path` exists already and `replace` is false, or is no store.
+    """
+    if path.exists() and not replace:
+        raise StoreError(f"{path} exists already. Pass --replace to make it anew, or give another path.")
+    if path.exists() and not is_store(path):
+        raise StoreError(f"{path} exists and is not a store; it will not be replaced. Give another path.")
+    partial = path.with_name(f".{path.name}.partial")
+    _remove(partial)  # what an interrupted run left
+    yield partial
+    old = path.with_name(f".{path.name}.old")
+    _remove(old)
+    if path.is_file() and partial.is_file():
+        partial.replace(path)
+        return
+    if path.exists():
+        path.rename(old)
+    partial.rename(path)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
