@@ -63,9 +63,8 @@ class Exported:
 def export_onnx(run: LoadedRun, path: Path, temperatures: Mapping[str, float] | None = None) -> Exported:
     """Write `path`, once it is known to say what the run's model says.
 
-    temperatures: by target, what logits are divided by. Raises
-    `ConfigError` where packages are missing or names collide, `TriadError` where the model cannot be exported or the
-    file does not say the same; nothing is written then.
+    temperatures: by target, what logits are divided by. Raises `ConfigError` where packages are missing or names
+    collide, `TriadError` where the model cannot be exported or the file does not say the same; nothing is written then.
     """
     onnx, runtime = _packages()
     model = _Exported(run, temperatures or {})

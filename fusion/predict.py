@@ -89,6 +89,7 @@ class Predictor:
     def notes(self, data: Store | Source) -> list[str]:
         """What about these data may not be as one thinks."""
         if isinstance(data, Store):
+            check_features(self.run, data, self.slots)
             pending = {slot: data.feature(self.run.features[slot]).status() == Status.PENDING for slot in self.slots}
             return [
                 f"{self.run.features[slot]}: {int(rows.sum()):,} rows are not featurized yet, and count as missing."

@@ -139,7 +139,7 @@ class TwoFacedFusion(LateFusion):
 
     def fuse(self, features, present) -> Fused:
         fused = super().fuse(features, present)
-        return replace(fused, vector=fused.vector + 0.01) if torch.compiler.is_exporting() else fused
+        return replace(fused, vector=fused.vector + 0.01) if torch.compiler.is_compiling() else fused
 
 
 class InexportableFusion(LateFusion):

@@ -438,6 +438,7 @@ def test_another_stores_features_are_refused(folder, demo_data, run_cli):
     open_store("features.zarr").delete_feature("text/lsa")
     with pytest.raises(TriadError, match="cli featurize --encoder lsa"):
         Predictor("gated").predict(open_store("features.zarr"))
+    assert "cli featurize --encoder lsa" in run_cli("predict", "gated", "features.zarr", code=2).output
     with pytest.raises(StoreError, match="no store"):
         open_data(Path("none.zarr"))
 
