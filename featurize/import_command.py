@@ -76,6 +76,7 @@ def import_command(
             result |= {"created": False, "segments": store.n_segments}
             say(f"{project.store_path}: {store.n_segments:,} segments")
         else:
+            say(f"There is no store at {project.store_path} yet; {wanted[0].file.path} makes one.")
             found = check_new_store(wanted, project.config.data, project.config.model.targets)
             for problem in found.problems:
                 say(str(problem))

@@ -97,10 +97,7 @@ def choose_columns(
             )
     for w in wanted:
         if w.feature.count("/") != 1 or not all(w.feature.split("/")):
-            raise ConfigError(
-                f"{w.column} cannot become {w.feature!r}: a feature is named SLOT/NAME, e.g. text/deberta. "
-                f"--column {w.column}=SLOT/NAME"
-            )
+            raise ConfigError(f"--column {w.column}={w.feature}: a feature is named SLOT/NAME, e.g. text/deberta.")
     twice = [name for name, count in Counter(w.feature for w in wanted).items() if count > 1]
     if twice:
         raise ConfigError(f"Two columns would become {twice[0]}. Name one otherwise: --column COLUMN=SLOT/NAME")

@@ -47,11 +47,13 @@ class JournaledFile:
     @contextmanager
     def reading(self) -> Iterator[None]:
         """While this block runs the file does not change. Raises `StoreError` where it cannot be made ready."""
-        if self.journal.exists():
+        while True:
+            with self._locked(exclusive=False):
+                if not self.journal.exists():
+                    yield
+                    return
             with self._locked(exclusive=True):
                 self._finish()
-        with self._locked(exclusive=False):
-            yield
 
     @contextmanager
     def writing(self) -> Iterator[BinaryIO]:
