@@ -37,13 +37,14 @@ from fusion.run_encoders import Progress, Read, RunEncoders
 from fusion.slot_inputs import SlotInput, given_input, segment_data, stored_input
 from fusion.train import infer
 from stores import open_store
+from stores.backends import HDF5_SUFFIXES, kind_at
 from stores.base import STRING
 from stores.feature import Status
 from stores.store import Store
 
 Segment = Mapping[str, Raw | str | None]  # slot -> raw input; and `segment_id`, where it has one
 RAW_KINDS: dict[str, type] = {"text": RawText, "audio": RawAudio, "midi": RawMidi}
-STORE_SUFFIXES = (".zarr", ".h5", ".hdf5")
+STORE_SUFFIXES = (".zarr", *HDF5_SUFFIXES)  # what is called so and is not there is a store that is missed
 BLOCK_ROWS = 16_384  # read, encoded and predicted at once, fewer with frames: 60 MB of 1,792 columns
 
 
@@ -208,7 +209,7 @@ class Predictor:
 
 def open_data(path: Path, config: DataConfig | None = None) -> Store | Source:
     """A store; or raw segments as `cli ingest` takes them, with groups or without. Raises `TriadError`."""
-    if path.suffix in STORE_SUFFIXES or (path / "zarr.json").exists():
+    if kind_at(path) is not None or path.suffix in STORE_SUFFIXES:
         return open_store(path)
     config = config or DataConfig()
     # groups play no part in a prediction, and new segments may have none
