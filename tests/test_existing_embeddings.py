@@ -33,6 +33,7 @@ def test_every_command_of_the_document_works(project, run_cli):
         "import",
         "inspect",
         "fit",
+        "predict",
         "import",
     ]
     subprocess.run([sys.executable, ROOT / commands[0][1], *SMALL], check=True, capture_output=True)
@@ -49,4 +50,5 @@ def test_every_command_of_the_document_works(project, run_cli):
     assert "microsoft/deberta-v3-base" in open_store("new.zarr")["text/lyric_embedding"].record["weights"]["source"]
     predictions = pq.read_table("runs/gated/predictions.parquet")
     assert {"mood.p.mood_prob_happy", "confidence.predicted"} <= set(predictions.column_names)
+    assert pq.read_table("predictions.parquet").num_rows == 120
     assert len(predictions) > 10 and (project / "runs/gated/report.html").is_file()
