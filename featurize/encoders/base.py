@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -98,6 +99,11 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Batch) -> Encoded: ...
 
+    @classmethod
+    def options_of(cls, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """What the constructor takes to give a record these `parameters` again; weights are not among them."""
+        return {option: parameters[option] for option in inspect.signature(cls).parameters if option in parameters}
+
     def fit(self, raws: Iterable[Any]) -> None:
         """Learn weights from the training split's raw inputs. Only where `must_fit` is true."""
         raise NotImplementedError(f"{self.name} has nothing to fit")
@@ -105,6 +111,17 @@ class Encoder(nn.Module, ABC):
     def cost(self, item: Item) -> int:
         """What an item adds to a batch, in tokens or samples; batches are filled up to `batch_budget`."""
         return 1
+
+    def ordered_blocks(self) -> Sequence[nn.Module]:
+        """Its blocks, the first one first, so that the last few can learn alone; what follows the last belongs to it.
+
+        Empty for an encoder without any.
+        """
+        return ()
+
+    def recompute_activations(self) -> bool:
+        """From now on, keep less in training and compute it again for the gradient; whether that can be had."""
+        return False
 
     def without_weights(self) -> Encoder:
         """A light copy for other processes: it can `prepare`, and nothing else."""

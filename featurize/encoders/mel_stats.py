@@ -17,9 +17,10 @@ al. 2002; key profiles, Krumhansl and Kessler 1982; spectral shape and onset str
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import librosa
 import numpy as np
@@ -116,6 +117,11 @@ class MelStatsEncoder(AudioEncoder):
         edges = [1, *np.searchsorted(self._bin_hz, octaves[octaves < sample_rate_hz / 2]).tolist(), len(self._bin_hz)]
         self._contrast_bins = [slice(low, high) for low, high in pairwise(edges) if high > low]
         self.width = len(self.feature_names)
+
+    @classmethod
+    def options_of(cls, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        sizes = {option: parameters[f"{option}_samples"] for option in ("n_fft", "hop_length")}
+        return super().options_of({**parameters, **sizes})
 
     @cached_property
     def feature_names(self) -> list[str]:
