@@ -44,6 +44,7 @@ class TrainingState:
             "schedule": self.schedule.state_dict(),
             "generator": self.generator.get_state(),
             "global_generator": torch.get_rng_state(),  # dropout draws from it
+            "cuda_generators": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "best": [self.best.badness, self.best.epoch, self.best.weights],
             "history": self.history,
         }
@@ -54,6 +55,8 @@ class TrainingState:
         self.schedule.load_state_dict(saved["schedule"])
         self.generator.set_state(saved["generator"])
         torch.set_rng_state(saved["global_generator"])
+        if len(saved["cuda_generators"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(saved["cuda_generators"])
         self.best, self.history = Best(*saved["best"]), saved["history"]
 
 
@@ -72,7 +75,7 @@ class Checkpoint:
         if not self.path.is_file():
             return
         try:
-            saved = torch.load(self.path, weights_only=True)
+            saved = torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception:  # torch raises what it likes on a damaged file; the training then starts anew
             return
         if saved.get("key") == self.key:

@@ -37,9 +37,9 @@ def make_optimizer(
     unknown = [slot for slot in training.slots if slot not in by_slot]
     if unknown:
         known = ", ".join(by_slot) or "none with weights of its own"
-        raise ConfigError(f"training.slots names {unknown[0]!r}; this model has {known}.")
+        raise ConfigError(f"{training.section}.slots names {unknown[0]!r}; this model has {known}.")
     own = {id(weight) for slot in training.slots for weight in by_slot[slot]}
-    rest = [parameter for parameter in model.parameters() if id(parameter) not in own]
+    rest = [weight for weight in model.parameters() if weight.requires_grad and id(weight) not in own]
     groups: list[dict[str, Any]] = [{"params": rest}]
     factors: list[Callable[[int], float]] = [
         partial(_factor, n_steps=n_steps, warmup=training.warmup, schedule=training.schedule)
