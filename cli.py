@@ -25,6 +25,7 @@ COMMANDS = {  # in the order of the work
     "ablate": ("fusion.ablate_command:ablate_command", "Try fusions, slots and seeds against each other."),
     "evaluate": ("fusion.evaluate_command:evaluate_command", "Score a run: presence patterns, calibration, shift."),
     "leaks": ("fusion.leak_command:leaks_command", "Look for what leaks from train into val and test."),
+    "finetune": ("fusion.finetune_command:finetune_command", "Train a run's encoders and its head together."),
     "report": ("fusion.commands:report_command", "Write a run's report.html anew."),
     "config": ("fusion.commands:config_command", "Show the configuration in force."),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 LINE_EVERY_SECONDS = 10.0
 
@@ -33,6 +33,23 @@ def progress_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         def update(done: int, total: int) -> None:
             rate = done / max(time.monotonic() - started, 1e-9)
             bar.update(task, completed=done, total=total, rate=f"{rate:,.0f} {unit}/s")
+
+        yield update
+
+
+@contextmanager
+def named_progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Yields `update(unit, done, total)`: a bar for each thing that is counted, one after the other."""
+    with ExitStack() as bars:
+        current = ""
+        update_bar: Callable[[int, int], None]
+
+        def update(unit: str, done: int, total: int) -> None:
+            nonlocal current, update_bar
+            if unit != current:
+                bars.close()
+                current, update_bar = unit, bars.enter_context(progress_bar(title, unit))
+            update_bar(done, total)
 
         yield update
 

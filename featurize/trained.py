@@ -22,8 +22,10 @@ from safetensors.numpy import save_file
 from featurize.encoders import build_encoder
 from featurize.encoders.base import Encoder
 from featurize.errors import ConfigError
+from stores.record import Record
 
 WEIGHTS = "model.safetensors"
+RECORD = "record.json"
 TRAINED = {"source": "cli train-encoder"}
 TUNED = "encoders"  # folder of a run that holds those that `cli finetune` has tuned, each under its slot's name
 
@@ -105,9 +107,18 @@ def open_tuned(run_and_slot: str, options: Mapping[str, Any]) -> tuple[Encoder, 
         if slot and (path / WEIGHTS).is_file():
             name = str(_read(path / WEIGHTS)[0]["encoder"])
             return load_trained(path, name, options), tuned_name(name, folder.resolve().name)
-    tuned = [path.parent.name for folder in (Path(run), Path("runs") / run) for path in folder.glob(f"{TUNED}/*/*.safetensors")]
+    paths = [path for folder in (Path(run), Path("runs") / run) for path in folder.glob(f"{TUNED}/*/{WEIGHTS}")]
+    tuned = [path.parent.name for path in paths]
     has = f"it has {', '.join(sorted(tuned))}" if tuned else "nor any other"
     raise ConfigError(f"Run {run} has no tuned encoder for {slot or 'no slot'}; {has}. cli finetune makes them.")
+
+
+def find_tuned(record: Record, runs: Path) -> Path | None:
+    """Where `cli finetune` left the encoder with the weights of this record, if in one of these runs."""
+    for path in sorted(runs.glob(f"*/{TUNED}/*/{RECORD}")):
+        if json.loads(path.read_text("utf-8"))["weights"]["sha256"] == record["weights"].get("sha256"):
+            return path.parent
+    return None
 
 
 def tuned_name(encoder_name: str, run_name: str) -> str:

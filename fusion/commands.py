@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +62,7 @@ def train_encoder_command(
     from featurize.commands import parse_options
     from featurize.encoder_options import configured_options
     from featurize.encoders import encoder_class
+    from featurize.progress import named_progress
     from featurize.project import StoreRows
     from fusion.runs import check_name
     from fusion.table import encoder_lines
@@ -74,7 +73,7 @@ def train_encoder_command(
     options.pop("pretrained_model", None)  # where featurize finds it afterwards
     name = check_name(project.trained_encoders, name or encoder_name, overwrite)
     store = project.open_store()
-    with _progress_by_name() as progress:
+    with named_progress("train-encoder") as progress:
         trained = train_encoder(
             store,
             StoreRows(store, project.open_source(store), cls.modality),
@@ -217,23 +216,6 @@ def _with_objective(config: Any, objective: str | None) -> Any:
     values = config.model_dump(mode="python")
     values["encoder_training"]["objective"] = objective
     return validated(values, "the options")
-
-
-@contextmanager
-def _progress_by_name() -> Iterator[Any]:
-    """`progress(what, done, total)`: a bar for each thing that is counted, one after the other."""
-    from featurize.progress import progress_bar
-
-    with ExitStack() as bars:
-        current: list[Any] = ["", None]
-
-        def update(what: str, done: int, total: int) -> None:
-            if what != current[0]:
-                bars.close()
-                current[:] = [what, bars.enter_context(progress_bar("train-encoder", what))]
-            current[1](done, total)
-
-        yield update
 
 
 def _target(text: str, configured: dict[str, Any]) -> dict[str, Any]:

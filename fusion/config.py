@@ -123,7 +123,9 @@ class FinetuningConfig(LoopConfig):
         False, description="Less memory, a third more time: activations are computed again for the gradient."
     )
     tolerance: float = Field(
-        0.02, gt=0, description="Largest difference of a logit on validation between encoders and store, before it trains."
+        0.02,
+        gt=0,
+        description="How much a logit may differ between encoders and store, before it trains.",
     )
     epochs: int = Field(5, gt=0, description="At most; early stopping may end it.")
     patience: int = Field(2, gt=0, description="Epochs without a better validation loss before it stops.")

@@ -60,6 +60,11 @@ class LoadedRun:
     def slots(self) -> tuple[str, ...]:
         return tuple(self.features)
 
+    def encoder_of(self, slot: str) -> str:
+        """As `cli featurize --encoder` takes it: one that was tuned stands with its run."""
+        tuned = slot in self.metrics.get("finetuning", {}).get("slots", {})
+        return f"{self.name}:{slot}" if tuned else self.features[slot].partition("/")[2]
+
     @property
     def split_name(self) -> str:
         """The split that the model was trained on: of folds, the first."""
@@ -113,7 +118,7 @@ def load_features(run: LoadedRun, store: Store, *, allow_pending: bool = False) 
             listed = ", ".join(stored) or "none"
             raise TriadError(
                 f"Run {run.name} needs {name}; {store.tree.location} has {listed}.\n"
-                f"Make it as the run's was: cli featurize --encoder {name.partition('/')[2]}"
+                f"Make it as the run's was: cli featurize --encoder {run.encoder_of(slot)}"
             )
         feature = store.feature(name)
         if feature.width != run.widths[slot]:
@@ -154,7 +159,9 @@ def load_labels(run: LoadedRun, store: Store) -> tuple[list[Target], list[str]]:
             left_out = int((found.known & ~known).sum())
             what = f"{left_out:,} segments with them are not scored" if left_out else "they are not scored"
             notes.append(f"{learned.name}: run {run.name} has not learned {', '.join(unknown[:3])}; {what}.")
-        targets.append(replace(learned, truth=truth, known=known, metric=found.metric))
+        targets.append(
+            replace(found, classes=learned.classes, truth=truth, known=known, mean=learned.mean, scale=learned.scale)
+        )
     return targets, notes
 
 

@@ -129,7 +129,9 @@ def train_model(
     state = TrainingState(model, optimizer, schedule, generator, none_yet)
     if checkpoint is not None:
         checkpoint.restore(state)
-    while (done := first_epoch - 1 + len(state.history)) < training.epochs and done - state.best.epoch < training.patience:
+    while (
+        done := first_epoch - 1 + len(state.history)
+    ) < training.epochs and done - state.best.epoch < training.patience:
         epoch = done + 1
         started = time.perf_counter()
         model.train()
