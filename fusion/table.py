@@ -61,8 +61,8 @@ def finetuning_lines(metrics: Mapping[str, Any]) -> list[str]:
     tuning = metrics["finetuning"]
     loss = tuning["val_loss"]
     lines = [
-        f"From run {tuning['from']}: validation loss {loss['before']:.4f} before, {loss['after']:.4f} after; best epoch "
-        f"{tuning['best_epoch']} of {tuning['epochs']}, {tuning['seconds_per_epoch']:.1f} s each"
+        f"From run {tuning['from']}: validation loss {loss['before']:.4f} before, {loss['after']:.4f} after; best epoch"
+        f" {tuning['best_epoch']} of {tuning['epochs']}, {tuning['seconds_per_epoch']:.1f} s each"
     ]
     for slot, facts in tuning["slots"].items():
         how = f"updates of rank {facts['lora']}" if facts["lora"] else "all of it"

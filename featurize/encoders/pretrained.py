@@ -68,7 +68,8 @@ def recompute_activations(model: Any) -> bool:
     """Gradient checkpointing, where a model of transformers has it."""
     if not model.supports_gradient_checkpointing:
         return False
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})  # the first name is of later versions, which warn of the second
     return True
 
 
