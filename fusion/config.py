@@ -125,7 +125,7 @@ class FinetuningConfig(LoopConfig):
     tolerance: float = Field(
         0.02,
         gt=0,
-        description="How much a logit may differ between encoders and store, before it trains.",
+        description="How far logits of encoders and store may differ, beyond rounding.",
     )
     epochs: int = Field(5, gt=0, description="At most; early stopping may end it.")
     patience: int = Field(2, gt=0, description="Epochs without a better validation loss before it stops.")

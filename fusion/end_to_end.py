@@ -49,7 +49,7 @@ class EndToEnd(nn.Module):
                 )
         self.head = head
         self.encoders = SlotEncoders(encoders, max_frames)
-        self._live = dict(encoders)
+        self.live = dict(encoders)
         self._stored_precision = {slot: encoder.precision for slot, encoder in encoders.items()}
         self._precision = precision
 
@@ -61,7 +61,7 @@ class EndToEnd(nn.Module):
         """In training, a module whose own weights are all frozen still does what it does in evaluation: statistics of
         batches would change what it gives."""
         super().train(mode)
-        for slot, encoder in self._live.items():
+        for slot, encoder in self.live.items():
             encoder.precision = self._precision if mode else self._stored_precision[slot]
         for module in self.encoders.modules():
             own = list(module.parameters(recurse=False))
@@ -71,7 +71,7 @@ class EndToEnd(nn.Module):
 
     def slot_parameters(self) -> dict[str, list[nn.Parameter]]:
         """Slot to its own weights: of a live slot those of its encoder that learn, of any other its projection."""
-        own = {slot: [w for w in encoder.parameters() if w.requires_grad] for slot, encoder in self._live.items()}
+        own = {slot: [w for w in encoder.parameters() if w.requires_grad] for slot, encoder in self.live.items()}
         return {**self.head.slot_parameters(), **own}
 
     def forward(self, inputs: Mapping[str, Any], present: Tensor) -> tuple[list[Tensor], Tensor | None]:
@@ -80,16 +80,16 @@ class EndToEnd(nn.Module):
         return logits, weights
 
     def with_embeddings(self, inputs: Mapping[str, Any], present: Tensor) -> tuple[list[Tensor], Tensor | None, Tensor]:
-        columns = [self.head.slots.index(slot) for slot in self._live]
+        columns = [self.head.slots.index(slot) for slot in self.live]
         batch: dict[str, Any] = {"modality_mask": present[:, columns]}
-        for slot, shown in zip(self._live, batch["modality_mask"].T, strict=True):
+        for slot, shown in zip(self.live, batch["modality_mask"].T, strict=True):
             items = [inputs[slot][row] for row in shown.nonzero()[:, 0].tolist()]
-            batch[slot] = self._live[slot].collate(items) if items else None
+            batch[slot] = self.live[slot].collate(items) if items else None
         features, encoded = self.encoders(batch)
         device = encoded.device
         present = present.to(device, copy=True)
         present[:, columns] = encoded
-        stored = {slot: _moved(inputs[slot], device) for slot in self.head.slots if slot not in self._live}
+        stored = {slot: _moved(inputs[slot], device) for slot in self.head.slots if slot not in self.live}
         logits, weights, embeddings = self.head.with_embeddings({**stored, **features}, present)
         return [out.cpu() for out in logits], None if weights is None else weights.cpu(), embeddings.cpu()
 

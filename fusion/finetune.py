@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from featurize.encode import device_of
 from featurize.project import StoreRows
@@ -34,13 +33,14 @@ from fusion.data import SegmentData
 from fusion.end_to_end import EndToEnd, EndToEndData, without_vectors
 from fusion.evaluate import FUSION, Predictions, evaluate, pattern_rows, patterns
 from fusion.fit import METRICS_FORMAT, PARTS, Run, model_facts, prediction_table, run_environment, training_key
+from fusion.identity import check_identity
 from fusion.leaks import check_encoders, seen
 from fusion.live_slots import LiveSlot, live_slots
 from fusion.load_run import LoadedRun, load_features, load_labels, own_store
 from fusion.raw_data import RawInputs
 from fusion.runs import CHECKPOINTS, check_name, free_name, new_run, write_config, write_json, write_model, write_table
 from fusion.targets import Target
-from fusion.train import Trained, infer, train_model
+from fusion.train import Trained, train_model
 from fusion.train_encoder import augmentation_for
 from stores.errors import TriadError
 from stores.record import fingerprint
@@ -96,11 +96,11 @@ def finetune(
         encoders = {slot: one.encoder for slot, one in live.items()}
         model = EndToEnd(copy.deepcopy(run.model), encoders, frames, settings.precision)
         model.to(device_of(next(iter(encoders.values()))))
-        identity = _check_identity(run, model, data, segments, rows["val"], settings.tolerance)
+        identity = check_identity(run, model, data, segments, rows["val"], settings.tolerance)
         segments = without_vectors(segments, list(live))  # from here on the encoders give them
         say(
             f"Encoders and store agree: on {identity['rows']:,} validation segments no logit differs by more than "
-            f"{identity['largest_difference']:.1e} (allowed {settings.tolerance:g})."
+            f"{identity['largest_difference']:.1e} (allowed {settings.tolerance + identity['rounding']:.1e})."
         )
         with new_run(runs, name) as folder:
             tuned = train_model(
@@ -206,34 +206,6 @@ def _raw_inputs(
                     f"{store.ids[gone[0]]!r}: {why}.\nPut it back, or say where the data is: --set data.path=FOLDER"
                 )
         yield found
-
-
-def _check_identity(
-    run: LoadedRun, model: EndToEnd, data: EndToEndData, segments: SegmentData, val_rows: np.ndarray, tolerance: float
-) -> dict[str, Any]:
-    """Live encoders against the store, by the logits of the validation rows; raises `TriadError` beyond `tolerance`."""
-
-    def largest_difference(present: Tensor | None = None) -> float:
-        live, _ = infer(model, data, val_rows, present)
-        stored = run.logits(segments, val_rows, present)
-        return max(float((a - b).abs().max()) for a, b in zip(live, stored, strict=True))
-
-    found = largest_difference()
-    if not found <= tolerance:  # NaN, too
-        present = segments.present[val_rows]
-        alone = {}
-        for slot in model.encoders.slots:
-            shown = torch.zeros_like(present)
-            shown[:, segments.slots.index(slot)] = present[:, segments.slots.index(slot)]
-            alone[slot] = largest_difference(shown)
-        slot = max(alone, key=lambda name: alone[name])
-        raise TriadError(
-            f"The encoders do not give what the store holds: logits differ by up to {found:.2g} on {len(val_rows):,} "
-            f"validation segments (allowed {tolerance:g}), most by {run.features[slot]}. Media, preprocessing or "
-            f"libraries have changed since.\nFeaturize {run.features[slot]} again with --replace, and fit again; or "
-            "accept it: --set finetuning.tolerance=NUMBER"
-        )
-    return {"rows": len(val_rows), "largest_difference": found, "tolerance": tolerance}
 
 
 def _loop_settings(settings: FinetuningConfig, live: Mapping[str, LiveSlot]) -> FinetuningConfig:

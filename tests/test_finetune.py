@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import random
 import shutil
+import signal
+import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +18,16 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
+from safetensors.numpy import load_file
 
 from featurize.project import StoreRows, open_source_of
 from featurize.trained import load_trained
+from fusion import checkpoint
 from fusion.config import FinetuningConfig, load_config
 from fusion.end_to_end import EndToEnd, EndToEndData, without_vectors
 from fusion.evaluate import patterns
+from fusion.finetune import finetune
+from fusion.identity import rounding_effect
 from fusion.live_slots import live_slots
 from fusion.load_run import load_features, load_run
 from fusion.raw_data import RawInputs
@@ -27,6 +37,8 @@ from tests.finetuning_project import make_project
 
 ROOT = Path(__file__).parents[1]
 QUICK = ("--workers", "0")
+KILLS = 3
+EPOCHS = 6
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +105,15 @@ def test_frozen_end_to_end_logits_are_those_of_the_store(end_to_end, name, unfre
     both = end_to_end(name, FinetuningConfig(unfreeze=unfreeze))
     assert list(both.live) == (unfreeze or ["text", "audio", "midi"])
     rows = np.arange(both.store.n_segments)
+    precisions = dict.fromkeys(both.live, "fp32")
+    allowed = rounding_effect(both.run, both.segments, rows, precisions)
     scale = max(float(out.abs().max()) for out in both.run.logits(both.segments, rows))
-    assert 0 < both.largest_difference(rows) < 0.005 * scale
+    assert 0 < both.largest_difference(rows) < allowed < 0.05 * scale
     for pattern in patterns(both.run.slots):
         hidden = both.segments.present.clone()
         hidden[:, [index for index, slot in enumerate(both.run.slots) if slot not in pattern]] = False
-        assert both.largest_difference(rows, hidden) < 0.005 * scale
+        shown = replace(both.segments, present=hidden)
+        assert both.largest_difference(rows, hidden) < rounding_effect(both.run, shown, rows, precisions)
 
 
 def test_what_the_store_holds_of_live_slots_takes_no_memory(project):
@@ -149,7 +164,7 @@ def test_from_a_run_to_tuned_encoders_and_back_into_the_store(project, run_cli):
     assert tuning["val_loss"]["before"] == history[0]["val_loss"]
     assert tuning["val_loss"]["after"] == min(epoch["val_loss"] for epoch in history)
     assert tuning["best_epoch"] == np.argmin([epoch["val_loss"] for epoch in history])
-    assert 0 < tuning["identity"]["largest_difference"] < tuning["identity"]["tolerance"]
+    assert 0 < tuning["identity"]["largest_difference"] < tuning["identity"]["rounding"]
     for target in metrics["targets"].values():
         assert {"train", "val", "test"} <= set(target["splits"])
         assert {"difference", "ci95", "better"} == set(target["comparisons"]["before fine-tuning"])
@@ -259,3 +274,58 @@ def test_the_example_configuration_is_one():
 
 def test_a_trained_encoder_is_as_it_was_saved(project):
     assert load_trained(Path("encoders/mel_cnn"), "mel_cnn", {}).loaded_from == {"source": "cli train-encoder"}
+
+
+# Killed at any moment
+
+
+def finetune_in_place(folder: Path) -> None:
+    """In a process of its own, and in that folder; every epoch is saved."""
+    os.chdir(folder)
+    checkpoint.SAVE_EVERY_SECONDS = 0.0
+    config = load_config(overrides=[f"finetuning.epochs={EPOCHS}", "finetuning.patience=9"])
+    store = open_store("features.zarr")
+    finetune(store, open_source_of(store, Path("features.zarr"), config), load_run(Path("late")), config, name="tuned")
+
+
+def test_a_killed_fine_tuning_goes_on_and_ends_the_same(fitted, tmp_path):
+    whole, killed = (shutil.copytree(fitted, tmp_path / name) for name in ("whole", "killed"))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.test_finetune"])
+    never = context.Process(target=finetune_in_place, args=(whole,))
+    never.start()
+    never.join()
+    assert never.exitcode == 0
+
+    moments, died = random.Random(0), 0
+    file = killed / "runs" / ".tuned.partial" / "checkpoints" / "model.pt"
+
+    def saved_at() -> int:
+        return file.stat().st_mtime_ns if file.is_file() else 0
+
+    while True:
+        before = saved_at()
+        process = context.Process(target=finetune_in_place, args=(killed,))
+        process.start()
+        if died < KILLS:
+            while process.is_alive() and saved_at() == before:  # until it has got further than the one before it
+                time.sleep(0.002)
+            process.join(moments.uniform(0, 0.1))
+            if process.is_alive():
+                os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        died += 1
+    assert died > 0
+
+    histories = [pq.read_table(folder / "runs/tuned/history.parquet").to_pydict() for folder in (whole, killed)]
+    assert histories[0]["epoch"] == histories[1]["epoch"] == list(range(EPOCHS + 1))
+    for column in ("train_loss", "val_loss", "gradient_norm.audio"):
+        expected, found = (np.array(history[column], dtype=float) for history in histories)
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+    for file in ("model.safetensors", "encoders/audio/model.safetensors", "encoders/text/model.safetensors"):
+        expected, found = (load_file(folder / "runs" / "tuned" / file) for folder in (whole, killed))
+        for name, weights in expected.items():
+            np.testing.assert_allclose(found[name], weights, rtol=1e-4, atol=1e-5, err_msg=name)
