@@ -55,8 +55,8 @@ class TrainingState:
         self.schedule.load_state_dict(saved["schedule"])
         self.generator.set_state(saved["generator"])
         torch.set_rng_state(saved["global_generator"])
-        if len(saved["cuda_generators"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(saved["cuda_generators"])
+        if len(generators := saved.get("cuda_generators", [])) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(generators)
         self.best, self.history = Best(*saved["best"]), saved["history"]
 
 

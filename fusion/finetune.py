@@ -237,9 +237,8 @@ def _predict(
             weights[seed, 0] = importance.numpy()
     for pattern in patterns(segments.slots):
         kept, shown = pattern_rows(segments, rows["test"], pattern)
-        if len(kept):
-            outputs, _ = tuned.predict(data, kept, shown)
-            results[FUSION]["pattern/" + "+".join(pattern)].add(seed, 0, kept, outputs)
+        outputs, _ = tuned.predict(data, kept, shown)
+        results[FUSION]["pattern/" + "+".join(pattern)].add(seed, 0, kept, outputs)
     return weights
 
 

@@ -107,13 +107,12 @@ def test_frozen_end_to_end_logits_are_those_of_the_store(end_to_end, name, unfre
     rows = np.arange(both.store.n_segments)
     precisions = dict.fromkeys(both.live, "fp32")
     allowed = rounding_effect(both.run, both.segments, rows, precisions)
-    scale = max(float(out.abs().max()) for out in both.run.logits(both.segments, rows))
-    assert 0 < both.largest_difference(rows) < allowed < 0.05 * scale
+    assert 0 < both.largest_difference(rows) < allowed
     for pattern in patterns(both.run.slots):
         hidden = both.segments.present.clone()
         hidden[:, [index for index, slot in enumerate(both.run.slots) if slot not in pattern]] = False
         shown = replace(both.segments, present=hidden)
-        assert both.largest_difference(rows, hidden) < rounding_effect(both.run, shown, rows, precisions)
+        assert both.largest_difference(rows, hidden) <= rounding_effect(both.run, shown, rows, precisions)
 
 
 def test_what_the_store_holds_of_live_slots_takes_no_memory(project):
