@@ -86,10 +86,10 @@ def _build_pretrained(feature: str, name: str, options: Mapping[str, Any], *, gi
     except ConfigError as error:
         if given:
             raise
-        slot = feature.partition("/")[0]
+        slot, why = feature.partition("/")[0], str(error).partition("\n")[0].partition(": ")[2]
         raise ConfigError(
-            f"{feature} was made with {options['pretrained_model']}, which is not found by that name: "
-            f"{_first_line(error)}\nSay where it is: --encoder {slot}=FOLDER"
+            f"{feature} was made with the checkpoint {options['pretrained_model']!r}, which is not found by that name: "
+            f"{why}\nSay where it is: --encoder {slot}=FOLDER"
         ) from error
 
 
@@ -124,7 +124,3 @@ def _check_same(feature: str, stored: Record, found: Record, allow_other_version
     else:
         remedy = f"Say where the encoder is that wrote it: --encoder {feature.partition('/')[0]}=FOLDER"
     raise ConfigError(f"{feature}: the encoder built here is not the one that wrote it ({shown}).\n{remedy}")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0].rstrip(".") + "."

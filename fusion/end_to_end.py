@@ -100,9 +100,11 @@ class EndToEndData:
     segments: all slots, but what stands there for a live one is never read. inputs: of the live slots, by slot.
     """
 
-    def __init__(self, segments: SegmentData, inputs: Mapping[str, RawInputs]):
+    def __init__(
+        self, segments: SegmentData, inputs: Mapping[str, RawInputs], evaluation_batch: int = EVALUATION_BATCH
+    ):
         self.present = segments.present
-        self.evaluation_batch = EVALUATION_BATCH
+        self.evaluation_batch = evaluation_batch
         self._inputs = dict(inputs)
         self._columns = {slot: segments.slots.index(slot) for slot in inputs}
         stored = [slot for slot in segments.slots if slot not in inputs]

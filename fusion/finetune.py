@@ -37,7 +37,7 @@ from fusion.identity import check_identity
 from fusion.leaks import check_encoders, seen
 from fusion.live_slots import LiveSlot, live_slots
 from fusion.load_run import LoadedRun, load_features, load_labels, own_store
-from fusion.raw_data import RawInputs
+from fusion.raw_data import EVALUATION_BATCH, RawInputs
 from fusion.runs import CHECKPOINTS, check_name, free_name, new_run, write_config, write_json, write_model, write_table
 from fusion.targets import Target
 from fusion.train import Trained, train_model
@@ -91,7 +91,8 @@ def finetune(
     key.update((run.folder / "model.safetensors").read_bytes())
 
     with _raw_inputs(live, store, source, config, segments, rows, workers, progress) as inputs:
-        data = EndToEndData(without_vectors(segments, list(live)), inputs)
+        at_once = min(EVALUATION_BATCH, settings.micro_batch_size or EVALUATION_BATCH)
+        data = EndToEndData(without_vectors(segments, list(live)), inputs, at_once)
         frames = {slot: store.feature(run.features[slot]).max_frames for slot in live if slot in run.frame_slots}
         encoders = {slot: one.encoder for slot, one in live.items()}
         model = EndToEnd(copy.deepcopy(run.model), encoders, frames, settings.precision)

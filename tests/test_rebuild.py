@@ -104,7 +104,9 @@ def test_what_was_trained_is_found_by_its_weights(trained, demo_data):
 def test_a_checkpoint_in_a_folder_must_be_named_again(checkpoint, project):
     encoder = build_encoder("deberta", {"pretrained_model": str(checkpoint), "max_tokens": 24})
     raws = [RawText(" ".join(WORDS[:9])), RawText(WORDS[3])]
-    with pytest.raises(ConfigError, match=r"(?s)made with small-deberta, which is not found.*--encoder text=FOLDER"):
+    with pytest.raises(
+        ConfigError, match=r"(?s)made with the checkpoint 'small-deberta', which is not found.*--encoder text=FOLDER"
+    ):
         rebuild_encoder("text/deberta", stored(encoder))
     check_the_same(encoder, rebuild_encoder("text/deberta", stored(encoder), place=checkpoint), raws)
     with pytest.raises(ConfigError, match="nothing at nowhere"):
