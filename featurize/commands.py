@@ -94,7 +94,12 @@ def split_command(project: Project, replace: bool, **options: Any) -> None:
 
 
 @click.command("featurize")
-@click.option("--encoder", "encoder_name", help="Which encoder; `cli featurize --list` names them.")
+@click.option(
+    "--encoder",
+    "encoder_name",
+    metavar="NAME|RUN:SLOT",
+    help="Which encoder; `cli featurize --list` names them. Or one that `cli finetune` tuned, e.g. late-tuned:audio.",
+)
 @project_options
 @click.option("--list", "list_only", is_flag=True, help="List the encoders and leave.")
 @click.option("--as", "save_as", help="Store the feature under this name instead of the encoder's.")
@@ -147,10 +152,15 @@ def featurize_command(
     from featurize.encoder_options import check_sample_rate, configured_options
     from featurize.pipeline import featurize, open_encoder
     from featurize.progress import progress_bar
+    from featurize.trained import open_tuned
 
     store = project.open_store()
-    options = {**configured_options(project.config, encoder_name), **parse_options(option_pairs)}
-    encoder = open_encoder(encoder_name, options, trained=project.trained_encoders)
+    if ":" in encoder_name:
+        encoder, tuned = open_tuned(encoder_name, parse_options(option_pairs))
+        save_as = save_as or tuned
+    else:
+        options = {**configured_options(project.config, encoder_name), **parse_options(option_pairs)}
+        encoder = open_encoder(encoder_name, options, trained=project.trained_encoders)
     check_sample_rate(project.config, encoder)
     try:
         with progress_bar(encoder_name, "segments") as progress:

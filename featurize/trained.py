@@ -1,7 +1,11 @@
 """Encoders that were trained here: one folder each, with everything needed to build them again.
 
 model.safetensors     weights; in its metadata the encoder's name, options and what it was trained on
-config.yaml, environment.json, metrics.json, history.parquet     how that went
+record.json           the encoder record of its vectors; written by `cli finetune`
+config.yaml, environment.json, metrics.json, history.parquet     how that went; written by `cli train-encoder`
+
+A pretrained encoder that was tuned keeps its weights alone here: its tokenizer and configuration are those of the
+checkpoint that it began with, which its options name.
 """
 
 from __future__ import annotations
@@ -11,19 +15,34 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from featurize.encoders import build_encoder
 from featurize.encoders.base import Encoder
 from featurize.errors import ConfigError
+from stores.record import Record
 
 WEIGHTS = "model.safetensors"
+RECORD = "record.json"
+TRAINED = {"source": "cli train-encoder"}
+TUNED = "encoders"  # folder of a run that holds those that `cli finetune` has tuned, each under its slot's name
 
 
-def save_trained(folder: Path, encoder: Encoder, options: Mapping[str, Any]) -> None:
-    """Write weights and facts. options: what `build_encoder` needs to build the same network."""
-    facts = {"encoder": encoder.name, "options": dict(options), "trained_on": dict(encoder.trained_on or {})}
+def save_trained(
+    folder: Path, encoder: Encoder, options: Mapping[str, Any], loaded_from: Mapping[str, str] = TRAINED
+) -> None:
+    """Write weights and facts. options: what `build_encoder` needs to build the same network.
+
+    loaded_from: what the record will say of the weights, beside their SHA-256.
+    """
+    facts = {
+        "encoder": encoder.name,
+        "options": dict(options),
+        "trained_on": dict(encoder.trained_on or {}),
+        "loaded_from": dict(loaded_from),
+    }
     save_file(encoder.state_arrays(), folder / WEIGHTS, metadata={"triad_fusion": json.dumps(facts, sort_keys=True)})
 
 
@@ -38,33 +57,80 @@ def is_trained(folder: Path) -> bool:
 
 
 def load_trained(folder: Path, name: str, options: Mapping[str, Any]) -> Encoder:
-    """The encoder `name` that stands in `folder`. Raises `ConfigError` where it does not, or has other `options`."""
+    """The encoder `name` that stands in `folder`. Raises `ConfigError` where it does not, or has other `options`.
+
+    options: `pretrained_model` says where the checkpoint is now that a tuned encoder began with.
+    """
     path = folder / WEIGHTS if folder.is_dir() else folder
     if not path.is_file():
         raise ConfigError(
             f"{name} has no weights in {folder} yet. Train them: cli train-encoder --encoder {name}\n"
             "or say where they are: --option pretrained_model=FOLDER"
         )
-    try:
-        with safe_open(path, framework="numpy") as file:
-            facts = json.loads((file.metadata() or {})["triad_fusion"])
-            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping, though it looks like one)
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise ConfigError(f"{path} is not an encoder that cli train-encoder wrote: {error}") from error
+    facts, arrays = _read(path)
     if facts["encoder"] != name:
         raise ConfigError(f"{path} holds a trained {facts['encoder']}, not {name}.")
+    begun_with = {key: value for key, value in options.items() if key == "pretrained_model" and key in facts["options"]}
     for option, value in options.items():
+        if option in begun_with:
+            continue
         if option not in facts["options"] or facts["options"][option] != value:
             has = facts["options"].get(option, "its default")
             raise ConfigError(
                 f"{name} in {folder} was trained with {option}={has}, this run asks for {value}.\n"
                 f"Leave {option} away, or train it so: cli train-encoder --encoder {name}"
             )
-    encoder = build_encoder(name, facts["options"])
+    encoder = build_encoder(name, {**facts["options"], **begun_with})
     try:
         encoder.load_state_arrays(arrays)
     except RuntimeError as error:
         raise ConfigError(f"{path} does not fit {name} as it is now: {str(error).splitlines()[0]}") from error
     encoder.trained_on = facts["trained_on"]
-    encoder.loaded_from = {"source": "cli train-encoder"}
+    encoder.loaded_from = facts.get("loaded_from", TRAINED)
     return encoder.eval()
+
+
+def trained_options(folder: Path) -> dict[str, Any]:
+    """What `build_encoder` needs for the encoder in `folder`. Raises `ConfigError`."""
+    options: dict[str, Any] = _read(folder / WEIGHTS if folder.is_dir() else folder)[0]["options"]
+    return options
+
+
+def open_tuned(run_and_slot: str, options: Mapping[str, Any]) -> tuple[Encoder, str]:
+    """From `RUN:slot` to the encoder that `cli finetune` tuned there, and what its feature is called.
+
+    RUN: a folder, or a name in `runs/`. Raises `ConfigError` where it has none for this slot.
+    """
+    run, _, slot = run_and_slot.rpartition(":")
+    for folder in (Path(run), Path("runs") / run):
+        path = folder / TUNED / slot
+        if slot and (path / WEIGHTS).is_file():
+            name = str(_read(path / WEIGHTS)[0]["encoder"])
+            return load_trained(path, name, options), tuned_name(name, folder.resolve().name)
+    paths = [path for folder in (Path(run), Path("runs") / run) for path in folder.glob(f"{TUNED}/*/{WEIGHTS}")]
+    tuned = [path.parent.name for path in paths]
+    has = f"it has {', '.join(sorted(tuned))}" if tuned else "nor any other"
+    raise ConfigError(f"Run {run} has no tuned encoder for {slot or 'no slot'}; {has}. cli finetune makes them.")
+
+
+def find_tuned(record: Record, runs: Path) -> Path | None:
+    """Where `cli finetune` left the encoder with the weights of this record, if in one of these runs."""
+    for path in sorted(runs.glob(f"*/{TUNED}/*/{RECORD}")):
+        if json.loads(path.read_text("utf-8"))["weights"]["sha256"] == record["weights"].get("sha256"):
+            return path.parent
+    return None
+
+
+def tuned_name(encoder_name: str, run_name: str) -> str:
+    return f"{encoder_name}-{run_name}"
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Facts and weights. Raises `ConfigError`."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            facts: dict[str, Any] = json.loads((file.metadata() or {})["triad_fusion"])
+            # `keys()`: no mapping, though it looks like one
+            return facts, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise ConfigError(f"{path} is not an encoder that cli train-encoder wrote: {error}") from error

@@ -7,7 +7,7 @@ fusions. The strength of the linear models' regularization is chosen on the vali
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from scipy.optimize import minimize
@@ -23,6 +23,24 @@ from fusion.targets import Target
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of logistic regression; 1/alpha of ridge
 
 Predict = Callable[[np.ndarray], np.ndarray]  # features (n, D) to predictions (n, K)
+
+
+def predictions(
+    data: SegmentData, targets: Sequence[Target], rows: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, list[np.ndarray]]]:
+    """Every baseline's word on the validation and test rows: name to part to, by target, (n, K).
+
+    rows: of `train`, `val` and `test`.
+    """
+    found: dict[str, dict[str, list[np.ndarray]]] = {
+        "majority": {part: [majority(t, rows["train"], rows[part]) for t in targets] for part in ("val", "test")}
+    }
+    inputs = {"logistic regression": concatenation(data, rows["train"]), "mask only": mask(data)}
+    held_out, n_val = np.concatenate([rows["val"], rows["test"]]), len(rows["val"])
+    for name, values in inputs.items():
+        outputs = [linear(values, target, rows["train"], rows["val"], held_out) for target in targets]
+        found[name] = {"val": [out[:n_val] for out in outputs], "test": [out[n_val:] for out in outputs]}
+    return found
 
 
 def majority(target: Target, train_rows: np.ndarray, rows: np.ndarray) -> np.ndarray:

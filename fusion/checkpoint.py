@@ -47,6 +47,7 @@ class TrainingState:
             "schedule": self.schedule.state_dict(),
             "generator": self.generator.get_state(),
             "global_generator": torch.get_rng_state(),  # dropout draws from it
+            "cuda_generators": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "best": [self.best.badness, self.best.epoch, self.best.weights],
             "averaged": self.averaged.state_dict(),
             "history": self.history,
@@ -59,6 +60,8 @@ class TrainingState:
         self.generator.set_state(saved["generator"])
         torch.set_rng_state(saved["global_generator"])
         self.averaged.load_state_dict(saved["averaged"])
+        if len(generators := saved.get("cuda_generators", [])) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(generators)
         self.best, self.history = Best(*saved["best"]), saved["history"]
 
 
@@ -77,7 +80,7 @@ class Checkpoint:
         if not self.path.is_file():
             return
         try:
-            saved = torch.load(self.path, weights_only=True)
+            saved = torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception:  # torch raises what it likes on a damaged file; the training then starts anew
             return
         if saved.get("key") == self.key:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from featurize.config import FeaturizeConfig, ModelEncodersConfig, Section
 from featurize.errors import ConfigError
@@ -44,7 +44,9 @@ class SlotTrainingConfig(Section):
 
 
 class LoopConfig(Section):
-    """What the one loop reads, whatever it trains; the defaults stand in its two kinds."""
+    """What the one loop reads, whatever it trains; the defaults stand in its kinds."""
+
+    section: ClassVar[str]  # where a user sets it
 
     epochs: int
     patience: int
@@ -78,6 +80,8 @@ class LoopConfig(Section):
 class TrainingConfig(LoopConfig):
     """The training loop."""
 
+    section = "training"
+
     epochs: int = Field(100, gt=0, description="At most; early stopping usually ends it.")
     patience: int = Field(15, gt=0, description="Epochs without a better validation loss before it stops.")
     batch_size: int = Field(256, gt=0)
@@ -98,6 +102,8 @@ class TrainingConfig(LoopConfig):
 class EncoderTrainingConfig(LoopConfig):
     """`cli train-encoder`: the same loop with raw segments, and what suits a network that learns from nothing."""
 
+    section = "encoder_training"
+
     objective: Literal["labels", "masked_events"] = Field(
         "labels", description="Or no labels: MIDI tokens are hidden, and predicted from those around them."
     )
@@ -111,16 +117,57 @@ class EncoderTrainingConfig(LoopConfig):
     seed: int = Field(0, ge=0)
 
 
+class FinetuningConfig(LoopConfig):
+    """`cli finetune`: the same loop from a run's head and the encoders of its features on, together."""
+
+    section = "finetuning"
+
+    unfreeze: list[str] | None = Field(None, description="Slots whose encoders learn; all that can where null.")
+    last_layers: int | dict[str, int] | None = Field(
+        None, description="So many of an encoder's last blocks learn, or slot to how many; all of it where null."
+    )
+    lora: int | dict[str, int] | None = Field(
+        None, description="Rank of low-rank updates of the attention, learned in place of an encoder; or slot to rank."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Less memory, a third more time: activations are computed again for the gradient."
+    )
+    tolerance: float = Field(
+        0.02,
+        gt=0,
+        description="How far logits of encoders and store may differ, beyond rounding.",
+    )
+    epochs: int = Field(5, gt=0, description="At most; early stopping may end it.")
+    patience: int = Field(2, gt=0, description="Epochs without a better validation loss before it stops.")
+    batch_size: int = Field(16, gt=0)
+    lr: float = Field(1e-4, gt=0, description="Of the head, of encoders that were trained here, and of LoRA's weights.")
+    pretrained_lr: float = Field(2e-5, gt=0, description="Of pretrained encoders' own weights.")
+    weight_decay: float = Field(1e-2, ge=0)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    warmup: float = Field(0.1, ge=0, lt=1, description="Share of all steps in which the learning rate rises.")
+    modality_dropout: float = Field(0.2, ge=0, lt=1, description="Chance that a present slot is hidden in a step.")
+    seed: int = Field(0, ge=0)
+
+    @field_validator("last_layers", "lora")
+    @classmethod
+    def _at_least_one(cls, value: int | dict[str, int] | None) -> int | dict[str, int] | None:
+        numbers = value.values() if isinstance(value, dict) else [1 if value is None else value]
+        if any(number < 1 for number in numbers):
+            raise ValueError("expected at least 1, or null")
+        return value
+
+
 class ModelConfig(ModelEncodersConfig):
     fusion: FusionConfig = FusionConfig()
 
 
 class Config(FeaturizeConfig):
-    """Everything. Sections: data, split, preprocessing, model, training, encoder_training."""
+    """Everything. Sections: data, split, preprocessing, model, training, encoder_training, finetuning."""
 
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     encoder_training: EncoderTrainingConfig = EncoderTrainingConfig()
+    finetuning: FinetuningConfig = FinetuningConfig()
 
 
 def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Config:

@@ -74,6 +74,18 @@ class SegmentData:
         """The same segments with vectors alone, for a fusion that reads no frames."""
         return replace(self, frames={}, n_frames={})
 
+    def take(self, rows: np.ndarray) -> SegmentData:
+        """Some of the segments, in this order."""
+        return replace(
+            self,
+            vectors={slot: vectors[rows] for slot, vectors in self.vectors.items()},
+            present=self.present[rows],
+            ids=self.ids[rows],
+            groups=self.groups[rows],
+            frames={slot: frames[rows] for slot, frames in self.frames.items()},
+            n_frames={slot: n_frames[rows] for slot, n_frames in self.n_frames.items()},
+        )
+
     def only(self, slots: Sequence[str]) -> SegmentData:
         """The same segments with some of the slots."""
         columns = [self.slots.index(slot) for slot in slots]

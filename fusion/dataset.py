@@ -30,11 +30,13 @@ from torch.utils.data import Dataset, default_collate
 
 from featurize.encode import run
 from featurize.encoders.base import Encoded, Encoder, Item
+from featurize.encoders.windows import pool_frames
 from featurize.errors import ConfigError
 from featurize.project import StoreRows
 from featurize.segments import UnreadableInput
 from featurize.sources import Source
 from featurize.workers import Failure, prepare_safely
+from fusion.modules.base import Frames
 from fusion.targets import Target
 from stores.errors import StoreError
 from stores.feature import Feature, Status
@@ -191,19 +193,25 @@ class SlotEncoders(nn.Module):
 
     Gradients reach the encoders. Freeze them with `encoders.eval().requires_grad_(False)`: their vectors are then those
     that `cli featurize` stores, up to the store's precision.
+
+    max_frames: slots whose frames the fusion reads, and to how many at most they are pooled, as `--frames` does.
     """
 
-    def __init__(self, encoders: Mapping[str, Encoder]):
+    def __init__(self, encoders: Mapping[str, Encoder], max_frames: Mapping[str, int] | None = None):
         super().__init__()
         self.slots = tuple(encoders)
         self.encoders = nn.ModuleList(encoders.values())
+        self.max_frames = dict(max_frames or {})
+        for slot, encoder in encoders.items():
+            encoder.with_frames = slot in self.max_frames
 
     @property
     def widths(self) -> dict[str, int]:
         return {slot: encoder.width for slot, encoder in self._by_slot()}
 
-    def forward(self, batch: Segment) -> tuple[dict[str, Tensor], Tensor]:
-        """features[slot]: float32 (B, D_slot), zeros where missing. present: bool (B, M). On the encoders' device.
+    def forward(self, batch: Segment) -> tuple[dict[str, Tensor | Frames], Tensor]:
+        """features[slot]: float32 (B, D_slot), zeros where missing, or `Frames`. present: bool (B, M). On the encoders'
+        device.
 
         Raises `ValueError` where the batch has other slots, or has them in another order.
         """
@@ -213,20 +221,36 @@ class SlotEncoders(nn.Module):
             raise ValueError(f"expected a batch with the slots {', '.join(self.slots)}, in this order; got {found}")
         device = next((tensor.device for tensor in [*self.parameters(), *self.buffers()]), torch.device("cpu"))
         present = mask.to(device, copy=True)
-        features = {}
+        features: dict[str, Tensor | Frames] = {}
         for index, (slot, encoder) in enumerate(self._by_slot()):
             vectors = torch.zeros(len(present), encoder.width, device=device)
-            if batch[slot] is not None:
-                encoded: Encoded = run(encoder, batch[slot])
+            rows = present[:, index].nonzero()[:, 0]
+            finite = torch.ones(len(rows), dtype=torch.bool, device=device)
+            encoded: Encoded | None = None if batch[slot] is None else run(encoder, batch[slot])
+            if encoded is not None:
                 pooled = encoded.pooled.float().to(device)
-                rows = present[:, index].nonzero()[:, 0]
                 if not encoder.training:  # in the store such a row is failed; while learning, the loss is to show it
                     finite = pooled.isfinite().all(dim=1)
                     present[rows[~finite], index] = False
-                    rows, pooled = rows[finite], pooled[finite]
-                vectors[rows] = pooled
+                vectors[rows[finite]] = pooled[finite]
             features[slot] = vectors
+            if slot in self.max_frames:
+                features[slot] = Frames(vectors, *self._frames(slot, encoded, rows, finite, vectors))
         return features, present
+
+    def _frames(
+        self, slot: str, encoded: Encoded | None, rows: Tensor, finite: Tensor, vectors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """float (B, T, D) and bool (B, T), of the rows that were encoded; nothing in the others."""
+        most = self.max_frames[slot]
+        values = vectors.new_zeros(len(vectors), most, vectors.shape[1])
+        n_frames = torch.zeros(len(vectors), dtype=torch.int64, device=vectors.device)
+        if encoded is not None:
+            assert encoded.frames is not None and encoded.frame_mask is not None
+            pooled, counts = pool_frames(encoded.frames, encoded.frame_mask, most)
+            values[rows[finite]] = pooled[finite].to(values)
+            n_frames[rows[finite]] = counts[finite].to(n_frames)
+        return values, torch.arange(most, device=vectors.device) < n_frames[:, None]
 
     def _by_slot(self) -> list[tuple[str, Encoder]]:
         return [(slot, module) for slot, module in zip(self.slots, self.encoders, strict=True)]  # type: ignore[misc]

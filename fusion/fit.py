@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from featurize.errors import SplitError
 from featurize.splits import check_split, fold_names
 from fusion import baselines
 from fusion.checkpoint import Checkpoint
-from fusion.config import Config, TrainingConfig
+from fusion.config import Config, FusionConfig, TrainingConfig
 from fusion.data import SegmentData, choose_features, load_segments
 from fusion.evaluate import FUSION, Predictions, evaluate, pattern_rows, patterns
 from fusion.leaks import check_encoders
@@ -78,7 +78,7 @@ def fit(
     notes = check_encoders(store, data.features, splits, allow_leak)
 
     with new_run(runs, name) as folder:
-        key = _training_key(store, data, targets, splits, config)
+        key = training_key(store, data, targets, splits, config)
         job = _Job(
             data,
             targets,
@@ -110,12 +110,13 @@ def fit(
             "model": {"split": job.saved.split, "seed": job.saved.seed, "epoch": job.saved.trained.best_epoch},
         }
         write_config(folder, config)
-        write_json(folder / "environment.json", _environment(store, data, splits))
+        write_json(folder / "environment.json", run_environment(store, data.features, splits))
         write_table(folder / "history.parquet", pa.Table.from_pylist(job.history).to_pydict())
-        write_table(folder / "predictions.parquet", _prediction_table(data, targets, splits, job))
-        write_model(
-            folder / "model.safetensors", job.saved.trained.model.state_dict(), _model_facts(data, config, job.saved)
-        )
+        test = job.results[FUSION]["test"]
+        write_table(folder / "predictions.parquet", prediction_table(data, targets, splits, test, job.weights))
+        saved = job.saved.trained
+        facts = model_facts(config.model.fusion, data.features, data.widths, list(data.frames), saved.targets)
+        write_model(folder / "model.safetensors", saved.model.state_dict(), facts)
         write_json(folder / "metrics.json", metrics)
         from fusion.report import write_report  # matplotlib is slow to import
 
@@ -229,19 +230,9 @@ class _Job:
             self.results[FUSION]["pattern/" + "+".join(pattern)].add(seed, number, kept, outputs)
 
     def _predict_baselines(self, number: int, rows: dict[str, np.ndarray]) -> None:
-        inputs = {
-            "logistic regression": baselines.concatenation(self._data, rows["train"]),
-            "mask only": baselines.mask(self._data),
-        }
-        for part in ("val", "test"):
-            prior = [baselines.majority(target, rows["train"], rows[part]) for target in self._targets]
-            self.results["majority"][part].add(0, number, rows[part], prior)
-        for name, values in inputs.items():
-            held_out = np.concatenate([rows["val"], rows["test"]])
-            outputs = [baselines.linear(values, t, rows["train"], rows["val"], held_out) for t in self._targets]
-            n_val = len(rows["val"])
-            self.results[name]["val"].add(0, number, rows["val"], [output[:n_val] for output in outputs])
-            self.results[name]["test"].add(0, number, rows["test"], [output[n_val:] for output in outputs])
+        for name, by_part in baselines.predictions(self._data, self._targets, rows).items():
+            for part, outputs in by_part.items():
+                self.results[name][part].add(0, number, rows[part], outputs)
 
     def _prefer_linear(self, slot: str, number: int, rows: dict[str, np.ndarray]) -> None:
         """A slot alone is worth the better, on validation, of the fusion and a linear model: no baseline of straw."""
@@ -278,9 +269,9 @@ def open_splits(store: Store, name: str) -> list[Split]:
     return splits
 
 
-def _training_key(store: Store, data: SegmentData, targets: list[Target], splits: list[Split], config: Config) -> str:
+def training_key(store: Store, data: SegmentData, targets: list[Target], splits: list[Split], config: Config) -> str:
     """SHA-256 of all that decides the trainings: an interrupted run goes on only where it would be the same again."""
-    facts = _environment(store, data, splits)
+    facts = run_environment(store, data.features, splits)
     decides = {name: facts[name] for name in ("features", "splits", "packages")}
     decides["frames"] = {slot: frames.shape[1] for slot, frames in data.frames.items()}
     digest = hashlib.sha256(json.dumps([decides, config.model_dump(mode="json")], sort_keys=True).encode())
@@ -290,31 +281,46 @@ def _training_key(store: Store, data: SegmentData, targets: list[Target], splits
     return digest.hexdigest()
 
 
-def _environment(store: Store, data: SegmentData, splits: list[Split]) -> dict[str, Any]:
+def run_environment(store: Store, features: Mapping[str, str], splits: list[Split]) -> dict[str, Any]:
+    """`environment.json`. features: slot to feature name."""
     return environment(
         store=store.tree.location,
-        features={name: store.feature(name).fingerprint for name in data.features.values()},
+        features={name: store.feature(name).fingerprint for name in features.values()},
         splits={split.name: hashlib.sha256(split.parts.tobytes()).hexdigest() for split in splits},
     )
 
 
-def _model_facts(data: SegmentData, config: Config, saved: _Saved) -> dict[str, Any]:
+def model_facts(
+    fusion: FusionConfig,
+    features: Mapping[str, str],
+    widths: Mapping[str, int],
+    frame_slots: Sequence[str],
+    targets: Sequence[Target],
+) -> dict[str, Any]:
+    """What `fusion.load_run` needs to build the model again."""
     return {
-        "fusion": config.model.fusion.model_dump(mode="json"),
-        "features": dict(data.features),
-        "widths": data.widths,
-        "frames": list(data.frames),
+        "fusion": fusion.model_dump(mode="json"),
+        "features": dict(features),
+        "widths": dict(widths),
+        "frames": list(frame_slots),
         "targets": [
-            {"name": t.name, "kind": t.kind, "classes": t.classes, "mean": t.mean, "scale": t.scale}
-            for t in saved.trained.targets
+            {"name": t.name, "kind": t.kind, "classes": t.classes, "mean": t.mean, "scale": t.scale} for t in targets
         ],
     }
 
 
-def _prediction_table(data: SegmentData, targets: list[Target], splits: list[Split], job: _Job) -> dict[str, Any]:
-    """Test predictions of the fusion: ids, who was there, slot weights, and for each target truth and prediction."""
+def prediction_table(
+    data: SegmentData,
+    targets: list[Target],
+    splits: list[Split],
+    test: Predictions,
+    weights: Mapping[tuple[int, int], np.ndarray],
+) -> dict[str, Any]:
+    """Test predictions of the fusion: ids, who was there, slot weights, and for each target truth and prediction.
+
+    weights: (n, M) by seed and number of the split, where the fusion has them.
+    """
     table: dict[str, list[Any]] = defaultdict(list)
-    test = job.results[FUSION]["test"]
     for seed, by_split in test.outputs.items():
         for number, outputs in by_split.items():
             rows = test.rows[number]
@@ -324,8 +330,8 @@ def _prediction_table(data: SegmentData, targets: list[Target], splits: list[Spl
             table["seed"] += [seed] * len(rows)
             for column, slot in enumerate(data.slots):
                 table[f"present.{slot}"] += data.present[rows, column].tolist()
-                if (seed, number) in job.weights:
-                    table[f"weight.{slot}"] += job.weights[seed, number][:, column].tolist()
+                if (seed, number) in weights:
+                    table[f"weight.{slot}"] += weights[seed, number][:, column].tolist()
             for target, output in zip(targets, outputs, strict=True):
                 _add_target(table, target, rows, output)
     return table

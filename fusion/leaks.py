@@ -50,6 +50,22 @@ def check_encoders(store: Store, features: Mapping[str, str], splits: Sequence[S
     return notes
 
 
+def seen(store: Store, split: Split, labels: bool, before: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What an encoder's record says it was trained on: the training part of a split.
+
+    before: what the encoder that it started from had seen.
+    """
+    train, val = split.rows(Part.TRAIN), split.rows(Part.VAL)
+    return {
+        "split": split.name,
+        "n_segments": len(train),
+        "ids_sha256": ids_sha256(store.ids[train]),
+        "val_ids_sha256": ids_sha256(store.ids[val]),  # they chose the epoch
+        "labels": labels,
+        **({"before": dict(before)} if before else {}),
+    }
+
+
 def _trainings(store: Store, features: Mapping[str, str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Each feature's name with what its encoder was trained on, and with what that one had started from."""
     for name in features.values():

@@ -61,6 +61,11 @@ class LoadedRun:
     def slots(self) -> tuple[str, ...]:
         return tuple(self.features)
 
+    def encoder_of(self, slot: str) -> str:
+        """As `cli featurize --encoder` takes it: one that was tuned stands with its run."""
+        tuned = slot in self.metrics.get("finetuning", {}).get("slots", {})
+        return f"{self.name}:{slot}" if tuned else self.features[slot].partition("/")[2]
+
     @property
     def split_name(self) -> str:
         """The split that the model was trained on: of folds, the first."""
@@ -121,7 +126,7 @@ def check_features(run: LoadedRun, store: Store, slots: Iterable[str]) -> None:
             listed = ", ".join(stored) or "none"
             raise TriadError(
                 f"Run {run.name} needs {name}; {store.tree.location} has {listed}.\n"
-                f"Make it as the run's was, with cli featurize --encoder {name.partition('/')[2]} or cli import."
+                f"Make it as the run's was, with cli featurize --encoder {run.encoder_of(slot)} or cli import."
             )
         feature = store.feature(name)
         if feature.width != run.widths[slot]:
@@ -161,7 +166,9 @@ def load_labels(run: LoadedRun, store: Store) -> tuple[list[Target], list[str]]:
             left_out = int((found.known & ~known).sum())
             what = f"{left_out:,} segments with them are not scored" if left_out else "they are not scored"
             notes.append(f"{learned.name}: run {run.name} has not learned {', '.join(unknown[:3])}; {what}.")
-        targets.append(replace(learned, truth=truth, known=known, metric=found.metric))
+        targets.append(
+            replace(found, classes=learned.classes, truth=truth, known=known, mean=learned.mean, scale=learned.scale)
+        )
     return targets, notes
 
 

@@ -37,9 +37,9 @@ def make_optimizer(
     unknown = [slot for slot in training.slots if slot not in by_slot]
     if unknown:
         known = ", ".join(by_slot) or "none with weights of its own"
-        raise ConfigError(f"training.slots names {unknown[0]!r}; this model has {known}.")
+        raise ConfigError(f"{training.section}.slots names {unknown[0]!r}; this model has {known}.")
     own = {id(weight) for weights in by_slot.values() for weight in weights}
-    rest = [parameter for parameter in model.parameters() if id(parameter) not in own]
+    rest = [weight for weight in model.parameters() if weight.requires_grad and id(weight) not in own]
     groups: list[dict[str, Any]] = [{"params": rest}]
     factors: list[Callable[[int], float]] = [
         partial(_factor, n_steps=n_steps, warmup=training.warmup, schedule=training.schedule)
@@ -48,7 +48,8 @@ def make_optimizer(
     for slot, weights in by_slot.items():
         settings = training.slots.get(slot, SlotTrainingConfig())
         has = settings.model_dump(include={"lr", "weight_decay"}, exclude_none=True)
-        groups.append({"params": weights, **decay, **has})
+        learned = [weight for weight in weights if weight.requires_grad]
+        groups.append({"params": learned, **decay, **has})
         warmup = training.warmup if settings.warmup is None else settings.warmup
         schedule = settings.schedule or training.schedule
         factors.append(partial(_factor, n_steps=n_steps, warmup=warmup, schedule=schedule))

@@ -1,7 +1,8 @@
 """Raw segments for an encoder that learns: read once, then augmented and prepared anew for every batch.
 
 Decoding a song costs more than all that follows, and some files cannot be decoded at all. So every segment's waveform
-is read once, where a hostile file can do no harm, into a temporary file; an epoch takes what it needs from there.
+is read once, where a hostile file can do no harm, into a temporary file; an epoch takes what it needs from there. Blobs
+of MIDI lie beside them, texts and files are read again: memory does not grow with what the segments hold.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featurize.encoders.base import AudioEncoder, Batch, Encoder
+from featurize.encoders.base import AudioEncoder, Batch, Encoder, Item
 from featurize.extract import RawSource
-from featurize.segments import Raw, RawAudio, UnreadableInput
+from featurize.segments import Raw, RawAudio, RawMidi, UnreadableInput
 from featurize.workers import Failure, Preparer
 
 EVALUATION_BATCH = 16
@@ -57,8 +58,10 @@ class RawInputs:
         self._workers = workers
         self._exits = ExitStack()
         self._raws = self._read(source, rows, progress)
+        # what is left to do for a waveform that is not augmented costs less than to send it to and fro
+        is_heavy = encoder.heavy_preparation and (augmentation is not None or not isinstance(encoder, AudioEncoder))
         self._preparer = self._exits.enter_context(
-            Preparer(_Prepare(encoder.without_weights(), augmentation), workers if augmentation else 0)
+            Preparer(_Prepare(encoder.without_weights(), augmentation), workers if is_heavy else 0)
         )
         self.present = torch.zeros(n_segments, 1, dtype=torch.bool)
         self.present[list(self._raws)] = True
@@ -78,18 +81,23 @@ class RawInputs:
 
     def batches(self, rows: Sequence[Tensor], augmentation_seed: int | None = None) -> Iterator[tuple[Tensor, Batch]]:
         """For each batch of row numbers: these, and the encoder's batch. Each row has its own seed in each epoch."""
+        for batch, items in zip(rows, self.items(rows, augmentation_seed), strict=True):
+            yield batch, self._encoder.collate(items) if items else {}
+
+    def items(self, rows: Sequence[Tensor], augmentation_seed: int | None = None) -> Iterator[list[Item]]:
+        """For each batch of row numbers what the encoder prepared of them."""
         jobs = (
             (row, _Job(self._raws[row](), None if augmentation_seed is None else _seed_of(augmentation_seed, row)))
             for batch in rows
             for row in batch.tolist()
         )
-        items = self._preparer.run(jobs)
+        ready = self._preparer.run(jobs)
         for batch in rows:
-            prepared = [next(items) for _ in range(len(batch))]
+            prepared = [next(ready) for _ in range(len(batch))]
             for row, item in prepared:
                 if item is None or isinstance(item, Failure):  # it could be read, so this is ours to mend
                     raise RuntimeError(f"row {row} could not be prepared: {item}")
-            yield batch, self._encoder.collate([item for _, item in prepared]) if prepared else {}
+            yield [item for _, item in prepared]
 
     def _read(
         self, source: RawSource, rows: np.ndarray, progress: Callable[[int, int], None] | None
@@ -111,7 +119,8 @@ class RawInputs:
 
         encoder = self._encoder
         cache = self._exits.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
-        with Preparer(_Read(self._encoder.without_weights()), self._workers) as preparer:
+        workers = self._workers if encoder.heavy_preparation else 0
+        with Preparer(_Read(encoder.without_weights()), workers) as preparer:
             for done, (row, outcome) in enumerate(preparer.run(jobs()), start=1):
                 raw = raws.pop(row)
                 if isinstance(outcome, Failure):
@@ -119,9 +128,13 @@ class RawInputs:
                 elif outcome is not None and isinstance(encoder, AudioEncoder):
                     start = cache.tell()
                     cache.write(outcome.tobytes())
-                    found[row] = partial(_read_back, cache, start, len(outcome), encoder.sample_rate_hz)
+                    found[row] = partial(_read_audio, cache, start, len(outcome), encoder.sample_rate_hz)
+                elif outcome is not None and isinstance(raw, RawMidi) and raw.data is not None:
+                    start = cache.tell()
+                    cache.write(raw.data)
+                    found[row] = partial(_read_midi, cache, start, len(raw.data), replace(raw, data=None))
                 elif outcome is not None:
-                    found[row] = partial(_same, raw)
+                    found[row] = partial(_read_again, source, row)
                 if progress is not None:
                     progress(done, len(rows))
         cache.flush()
@@ -160,13 +173,20 @@ class _Prepare:
         return self.encoder.prepare(job.raw, augment)  # type: ignore[call-arg]  # audio and MIDI encoders take it
 
 
-def _read_back(cache: Any, start: int, n_samples: int, sample_rate_hz: int) -> RawAudio:
+def _read_audio(cache: Any, start: int, n_samples: int, sample_rate_hz: int) -> RawAudio:
     cache.seek(start)
     return RawAudio(samples=cache.read(4 * n_samples), sample_rate_hz=sample_rate_hz)
 
 
-def _same(raw: Raw) -> Raw:
-    return replace(raw)
+def _read_midi(cache: Any, start: int, n_bytes: int, raw: RawMidi) -> RawMidi:
+    cache.seek(start)
+    return replace(raw, data=cache.read(n_bytes))
+
+
+def _read_again(source: RawSource, row: int) -> Raw:
+    raw = source.raw(row)
+    assert raw is not None  # it was there when all were read
+    return raw
 
 
 def _seed_of(augmentation_seed: int, row: int) -> int:

@@ -8,6 +8,7 @@ predictions.parquet  one row a segment, split and seed, of what was held out
 model.safetensors    weights of one model; what it needs to be rebuilt stands in the file's metadata
 report.html
 evaluation.json      what `cli evaluate` found, where it was asked
+encoders/<slot>/     encoders that `cli finetune` tuned, as `featurize.trained` saves them
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ def new_run(runs: Path, name: str) -> Iterator[Path]:
     partial = runs / f".{name}.partial"
     partial.mkdir(parents=True, exist_ok=True)
     for left in partial.iterdir():
-        if left.name != CHECKPOINTS:
+        if left.is_dir() and left.name != CHECKPOINTS:
+            shutil.rmtree(left)
+        elif left.name != CHECKPOINTS:
             left.unlink()
     yield partial
     shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)

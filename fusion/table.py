@@ -56,6 +56,22 @@ def encoder_lines(metrics: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def finetuning_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """What `cli finetune` says before the result: what learned, how long, and what became of the validation loss."""
+    tuning = metrics["finetuning"]
+    loss = tuning["val_loss"]
+    lines = [
+        f"From run {tuning['from']}: validation loss {loss['before']:.4f} before, {loss['after']:.4f} after; best epoch"
+        f" {tuning['best_epoch']} of {tuning['epochs']}, {tuning['seconds_per_epoch']:.1f} s each"
+    ]
+    for slot, facts in tuning["slots"].items():
+        how = f"updates of rank {facts['lora']}" if facts["lora"] else "all of it"
+        how = f"last {facts['last_layers']} blocks" if facts["last_layers"] else how
+        share = f"{facts['n_learned']:,} numbers learned of {facts['n_weights']:,}"
+        lines.append(f"  {slot}: {facts['encoder']}, {how}: {share}")
+    return lines
+
+
 def model_label(model: str, kind: str) -> str:
     """What a model is called: keys are one for every kind of target, but a regression's linear model is ridge."""
     return "ridge regression" if kind == "regression" and model == "logistic regression" else model

@@ -103,10 +103,12 @@ def train_model(
     seed: int,
     progress: Callable[[int, int], None] | None = None,
     checkpoint: Checkpoint | None = None,
+    first_epoch: int = 1,
 ) -> Trained:
     """Fit a model, stopping early by what validation says. It is called as `model(inputs, present)`.
 
     progress: called with epochs done and epochs at most. checkpoint: where it goes on from, and saves what it has.
+    first_epoch: 0 for a model that has learned before; in epoch 0 it takes no step, and may stay the best.
     Raises `TriadError` where the loss becomes NaN, or where no validation row has a label.
     """
     generator = torch.Generator().manual_seed(seed)  # order and dropped slots, apart from weights and dropout
@@ -118,6 +120,7 @@ def train_model(
     batch_size = training.batch_size
     piece_size = training.micro_batch_size or batch_size
     steps_per_epoch = math.ceil(len(train_rows) / batch_size)
+    device = next(model.parameters()).device
     gradients = SlotGradients(model, training)
     balance = SlotBalance(model, targets, training)  # its heads are optimized with the model, not clipped with it
     optimizer, schedule = make_optimizer(model, training, training.epochs * steps_per_epoch)
@@ -128,12 +131,17 @@ def train_model(
     state = TrainingState(model, optimizer, schedule, generator, none_yet, averaged)
     if checkpoint is not None:
         checkpoint.restore(state)
-    while len(state.history) < training.epochs and len(state.history) - state.best.epoch < training.patience:
-        epoch = len(state.history) + 1
+    while (
+        done := first_epoch - 1 + len(state.history)
+    ) < training.epochs and done - state.best.epoch < training.patience:
+        epoch = done + 1
         started = time.perf_counter()
         model.train()
         train_loss, norms = 0.0, Counter[str]()
-        batches = torch.from_numpy(train_rows)[torch.randperm(len(train_rows), generator=generator)].split(batch_size)
+        batches: Sequence[Tensor] = ()
+        if epoch:
+            order = torch.randperm(len(train_rows), generator=generator)
+            batches = torch.from_numpy(train_rows)[order].split(batch_size)
         pieces = [piece for batch in batches for piece in batch.split(piece_size)]
         inputs_of_pieces = data.batches(pieces, augmentation_seed=seed * 10_000 + epoch)
         for batch in batches:
@@ -141,7 +149,7 @@ def train_model(
             optimizer.zero_grad(set_to_none=True)
             for shown in present.split(piece_size):
                 rows, inputs = next(inputs_of_pieces)
-                with torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bf16"):
+                with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bf16"):
                     logits, slots_alone = balance.forward(inputs, shown, rows, batch, present)
                 loss = total_loss(targets, [out.float() for out in logits], rows, batch)
                 (loss + slots_alone).backward()
@@ -156,7 +164,7 @@ def train_model(
         val_loss = float(total_loss(targets, logits, torch.from_numpy(val_rows)))
         badness = stopping.badness(val_loss, logits, val_rows)
         seconds = time.perf_counter() - started
-        losses = {"epoch": epoch, "train_loss": train_loss, "val_loss": val_loss, "seconds": seconds}
+        losses = {"epoch": epoch, "train_loss": train_loss if epoch else None, "val_loss": val_loss, "seconds": seconds}
         state.history.append({**losses, **{f"gradient_norm.{slot}": norm for slot, norm in norms.items()}})
         _check_finite(train_loss, val_loss, training, epoch, seed)
         if badness < state.best.badness:
@@ -196,10 +204,9 @@ def infer(
 def _check_finite(train_loss: float, val_loss: float, training: LoopConfig, epoch: int, seed: int) -> None:
     for loss in (train_loss, val_loss):
         if not math.isfinite(loss):
-            section = "training" if isinstance(training, TrainingConfig) else "encoder_training"
             raise TriadError(
                 f"The loss became {loss} in epoch {epoch} (seed {seed}). "
-                f"Lower the learning rate: --set {section}.lr={training.lr / 10:g}"
+                f"Lower the learning rate: --set {training.section}.lr={training.lr / 10:g}"
             )
 
 

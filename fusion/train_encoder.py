@@ -25,19 +25,19 @@ from featurize.encoders.base import AudioEncoder, Batch, Encoded, Encoder
 from featurize.encoders.transformer import TokenTransformer
 from featurize.errors import ConfigError
 from featurize.extract import RawSource
-from featurize.pipeline import ids_sha256
 from featurize.splits import check_split
 from featurize.trained import load_trained, save_trained
 from fusion import baselines
 from fusion.config import Config
 from fusion.data import SegmentData, load_segments
+from fusion.leaks import seen
 from fusion.masked_events import MaskedEventLosses, MaskedEvents, nats_by_frequency
 from fusion.metrics import GroupBootstrap, headline_metric, interval, score
 from fusion.raw_data import Augmentation, RawInputs
 from fusion.runs import environment, new_run, write_config, write_json, write_table
 from fusion.targets import Target, load_targets
 from fusion.train import Objective, train_model
-from stores.store import Part, Split, Store
+from stores.store import Part, Store
 
 RESAMPLES = 2000
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
@@ -130,7 +130,7 @@ def train_encoder(
         by_frequency = None
         if isinstance(model, MaskedEventLosses):
             by_frequency = nats_by_frequency(model.encoder, _batches(inputs, train_rows), _batches(inputs, val_rows))
-    encoder.to("cpu").trained_on = _seen(store, split, bool(targets), encoder.trained_on)
+    encoder.to("cpu").trained_on = seen(store, split, bool(targets), encoder.trained_on)
     metrics = {
         "encoder": name,
         "modality": encoder.modality,
@@ -161,12 +161,17 @@ def train_encoder(
 
 def augmentation_of(config: Config, name: str, options: Mapping[str, Any]) -> Augmentation | None:
     """What `preprocessing` says for the encoder's modality, at the rate the encoder listens at; `None` for nothing."""
-    modality = encoder_class(name).modality
-    if modality == "midi":
+    if encoder_class(name).modality != "audio":
+        return augmentation_for(config, encoder_class(name))
+    return augmentation_for(config, build_encoder(name, options))
+
+
+def augmentation_for(config: Config, encoder: Encoder | type[Encoder]) -> Augmentation | None:
+    """The same for an encoder that is there; of audio the class would not do, for it has no rate."""
+    if encoder.modality == "midi":
         return MidiAugmentation(config.preprocessing.midi.augmentations)
-    if modality != "audio" or not config.preprocessing.audio.augmentations:
+    if encoder.modality != "audio" or not config.preprocessing.audio.augmentations:
         return None
-    encoder = build_encoder(name, options)
     assert isinstance(encoder, AudioEncoder)
     return AudioAugmentation(config.preprocessing.audio.augmentations, encoder.sample_rate_hz)
 
@@ -179,19 +184,6 @@ def _device(encoder: Encoder, device: str, precision: str) -> torch.device:
 def _batches(inputs: RawInputs, rows: np.ndarray) -> Iterator[Batch]:
     """As `infer` takes them, so that the same tokens are hidden."""
     return (batch for _, batch in inputs.batches(torch.from_numpy(rows).split(inputs.evaluation_batch)))
-
-
-def _seen(store: Store, split: Split, labels: bool, before: Mapping[str, Any] | None) -> dict[str, Any]:
-    """before: what the encoder that it started from had seen."""
-    train, val = split.rows(Part.TRAIN), split.rows(Part.VAL)
-    return {
-        "split": split.name,
-        "n_segments": len(train),
-        "ids_sha256": ids_sha256(store.ids[train]),
-        "val_ids_sha256": ids_sha256(store.ids[val]),  # they chose the epoch
-        "labels": labels,
-        **({"before": dict(before)} if before else {}),
-    }
 
 
 def _validation(

@@ -40,6 +40,7 @@ def test_configured_defaults_in_the_documents_are_the_defaults(tmp_path):
     assert shown.training == default.training and shown.model.fusion == default.model.fusion
     assert shown.split == default.split and shown.model.audio_encoder == default.model.audio_encoder
     assert shown.preprocessing == default.preprocessing and shown.encoder_training == default.encoder_training
+    assert shown.finetuning == default.finetuning
 
 
 def test_the_readme_tree_names_every_module():

@@ -21,7 +21,7 @@ from fusion.data import SegmentData
 from fusion.early_stopping import StoppingRule
 from fusion.optimization import SlotGradients, _factor, dominating_slot, make_optimizer
 from fusion.targets import Target
-from fusion.train import Trained, train
+from fusion.train import Trained, train, train_model
 from stores.errors import TriadError
 from tests.fusion_contract import make_data, make_targets
 from tests.test_train import TRAIN, VAL, losses, same_weights
@@ -190,6 +190,23 @@ def test_it_stops_by_what_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StoppingRule, "badness", lambda *_: next(said))
     trained = run(TRAINING.model_copy(update={"epochs": 6, "patience": 3}))
     assert trained.best_epoch == 2 and len(trained.history) == 5
+
+
+def test_what_only_gets_worse_stays_as_it_came() -> None:
+    """Epoch 0 is the model before its first step, and a candidate for the best."""
+    data, targets = with_every_kind_of_target()
+    good = run(TRAINING.model_copy(update={"epochs": 20}))
+    ruinous = TRAINING.model_copy(update={"lr": 10.0, "epochs": 3, "patience": 9})
+    weights = {name: weight.clone() for name, weight in good.model.state_dict().items()}
+    again = train_model(good.model, data, targets, TRAIN, VAL, ruinous, 0, first_epoch=0)
+    assert [epoch["epoch"] for epoch in again.history] == [0, 1, 2, 3] and again.best_epoch == 0
+    assert again.history[0]["train_loss"] is None and again.history[0]["val_loss"] < again.history[1]["val_loss"]
+    assert all(torch.equal(weight, weights[name]) for name, weight in again.model.state_dict().items())
+    assert again.history[0]["val_loss"] == pytest.approx(good.history[good.best_epoch - 1]["val_loss"], rel=1e-5)
+
+    impatient = ruinous.model_copy(update={"patience": 1})
+    soon = train_model(good.model, data, targets, TRAIN, VAL, impatient, 0, first_epoch=0)
+    assert [epoch["epoch"] for epoch in soon.history] == [0, 1]
 
 
 def test_a_metric_is_read_in_its_own_direction() -> None:

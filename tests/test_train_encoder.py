@@ -11,7 +11,7 @@ import torch
 from featurize.augment import AudioAugmentation
 from featurize.encoders import build_encoder
 from featurize.errors import ConfigError
-from featurize.segments import RawAudio, UnreadableInput
+from featurize.segments import RawAudio, RawMidi, UnreadableInput
 from featurize.trained import load_trained, save_trained
 from fusion.raw_data import RawInputs
 from stores import open_store
@@ -136,6 +136,31 @@ def test_raw_inputs_leave_out_what_cannot_be_read_and_augment_by_row_and_epoch()
         assert torch.equal(alone["samples"][0, : 22050 - 1], first["samples"][1, : 22050 - 1])  # its row's own seed
         assert any(not torch.equal(epoch["samples"], plain["samples"]) for epoch in epochs)
     assert all(torch.equal(batches[0][name], batches[2][name]) for name in batches[0])
+
+
+class Blobs:
+    """MIDI as bytes, as a media file has it; it counts how often it is asked."""
+
+    def __init__(self, paths):
+        self.contents = [path.read_bytes() for path in paths]
+        self.asked = 0
+
+    def raw(self, row):
+        self.asked += 1
+        return RawMidi(data=self.contents[row], end_seconds=3.0)
+
+
+def test_blobs_of_midi_are_read_once(demo_data):
+    source = Blobs(sorted((demo_data / "midi").iterdir()))
+    rows = np.arange(len(source.contents))
+    encoder = build_encoder("piano_roll", {"hidden_dim": 8, "channels": [4, 4]})
+    with RawInputs(encoder, source, rows, len(rows)) as inputs:
+        usable = torch.from_numpy(inputs.usable(rows))
+        for _ in range(2):
+            (items,) = inputs.items([usable])
+        assert len(usable) > 2 and source.asked == len(rows)
+        for row, item in zip(usable.tolist(), items, strict=True):
+            np.testing.assert_array_equal(item, encoder.prepare(source.raw(row)))
 
 
 def test_a_saved_encoder_is_the_same_and_refuses_what_it_is_not(tmp_path):

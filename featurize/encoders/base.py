@@ -112,6 +112,17 @@ class Encoder(nn.Module, ABC):
         """What an item adds to a batch, in tokens or samples; batches are filled up to `batch_budget`."""
         return 1
 
+    def ordered_blocks(self) -> Sequence[nn.Module]:
+        """Its blocks, the first one first, so that the last few can learn alone; what follows the last belongs to it.
+
+        Empty for an encoder without any.
+        """
+        return ()
+
+    def recompute_activations(self) -> bool:
+        """From now on, keep less in training and compute it again for the gradient; whether that can be had."""
+        return False
+
     def without_weights(self) -> Encoder:
         """A light copy for other processes: it can `prepare`, and nothing else."""
         light = copy.copy(self)

@@ -165,6 +165,12 @@ class CLAPEncoder(AudioEncoder):
             frames, frame_mask = item_frames(normalize(self.projection(states), dim=2), mask, n_windows)
         return Encoded(pooled, frames, frame_mask)
 
+    def ordered_blocks(self) -> Sequence[nn.Module]:
+        """Of all stages of the HTSAT, two to six each; what makes the image coarser between stages is none."""
+        htsat: Any = getattr(self.branch, "audio_encoder", None) or self.branch.htsat
+        blocks = [block for stage in htsat.layers for block in stage.blocks]
+        return [*blocks[:-1], nn.ModuleList([blocks[-1], htsat.norm, self.projection])]
+
     def _n_filled(self, n_samples: int) -> int:
         """How many samples of a window its own audio fills, repeated or not; silence follows."""
         copies = self.window_samples // n_samples

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from featurize.encoders.base import Batch, Encoded, TextEncoder
-from featurize.encoders.pretrained import load_companion, load_model, origin
+from featurize.encoders.pretrained import load_companion, load_model, origin, recompute_activations
 from featurize.encoders.windows import item_frames, item_mean
 from featurize.segments import RawText, UnreadableInput
 from featurize.text import clean_text
@@ -136,6 +136,14 @@ class DebertaEncoder(TextEncoder):
             if not self.with_frames:
                 return Encoded(pooled)
             return Encoded(pooled, *item_frames(states, batch["own_tokens"], n_windows))
+
+    def ordered_blocks(self) -> Sequence[nn.Module]:
+        """The longest list of modules: whatever the family calls them, these are the layers."""
+        lists = [module for module in self.model.modules() if isinstance(module, nn.ModuleList)]
+        return list(max(lists, key=len, default=()))  # of equally long ones the outermost
+
+    def recompute_activations(self) -> bool:
+        return recompute_activations(self.model)
 
     def _tokenize(self, text: str) -> np.ndarray:
         """int32 (n_inputs + 1, n_tokens), as in `Windows`: the whole text, special tokens around it."""

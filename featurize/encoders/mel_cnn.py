@@ -131,6 +131,10 @@ class MelCNNEncoder(AudioEncoder):
         pooled = self.to_vector(self.dropout(torch.cat([mean, frames.amax(dim=1)], dim=1))).float()
         return Encoded(pooled, frames, mask) if self.with_frames else Encoded(pooled)
 
+    def ordered_blocks(self) -> Sequence[nn.Module]:
+        *others, last = nn.ModuleList([self.band_norm, self.stem]), *self.blocks
+        return [*others, nn.ModuleList([last, self.to_frame, self.to_vector])]
+
 
 class Block(nn.Module):
     """3 × 3 convolution, batch normalization, ReLU, and where `pool` is 2, max pooling."""

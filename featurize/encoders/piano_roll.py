@@ -144,6 +144,10 @@ class PianoRollEncoder(MIDIEncoder):
         pooled = self.to_vector(self.dropout(torch.cat([mean, frames.amax(dim=1)], dim=1))).float()
         return Encoded(pooled, frames, mask) if self.with_frames else Encoded(pooled)
 
+    def ordered_blocks(self) -> Sequence[nn.Module]:
+        *others, last = self.stem, *self.blocks
+        return [*others, nn.ModuleList([last, self.to_frame, self.to_vector])]
+
     def _count_steps(self, score: Score) -> float:
         """Of the whole segment, and of a note at its very end; a float, for a segment may be said to last for ever."""
         length = np.ceil((score.duration_seconds - EDGE_SECONDS) / self.step_seconds)

@@ -64,6 +64,15 @@ def load_companion(auto_class: Any, name_or_path: str, revision: str | None = No
         )
 
 
+def recompute_activations(model: Any) -> bool:
+    """Gradient checkpointing, where a model of transformers has it."""
+    if not model.supports_gradient_checkpointing:
+        return False
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})  # the first name is of later versions, which warn of the second
+    return True
+
+
 def origin(name_or_path: str, revision: str | None, model: Any) -> dict[str, str]:
     """`source` and `revision` for the encoder record. A local folder is told by its name: the path is not the weights.
 

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad, scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 
 from featurize.encoders.base import Batch, Encoded, MIDIEncoder
 from featurize.encoders.windows import item_frames, item_mean
@@ -143,6 +144,15 @@ class TokenTransformer(MIDIEncoder):
         pooled = self.to_vector(item_mean(window_means, n_windows, weights=n_tokens)).float()
         return Encoded(pooled, *item_frames(states, mask, n_windows)) if self.with_frames else Encoded(pooled)
 
+    def ordered_blocks(self) -> Sequence[nn.Module]:
+        *others, last = self.layers
+        return [*others, nn.ModuleList([last, self.norm, self.to_vector])]
+
+    def recompute_activations(self) -> bool:
+        for layer in self.layers:
+            layer.recomputes = True  # type: ignore[assignment]
+        return True
+
     def embed(self, ids: Tensor) -> Tensor:
         """The sum of the columns' embeddings: (W, L, C) to (W, L, D)."""
         embedded: Tensor = self.embedding(ids + self.first_ids).sum(dim=2)
@@ -168,8 +178,10 @@ class Layer(nn.Module):
     """Attention and a feed-forward network, each added to what it reads, which is normalized before.
 
     relations: how many kinds there are of each relation of two tokens. A query meets the sum of the key of the token
-    that it looks at and a learned key for each relation to it.
+    that it looks at and a learned key for each relation to it. recomputes: in training, keep nothing but what is read.
     """
+
+    recomputes: bool = False
 
     def __init__(self, width: int, n_heads: int, dropout: float, relations: Sequence[int] = ()):
         super().__init__()
@@ -188,6 +200,11 @@ class Layer(nn.Module):
     def forward(self, states: Tensor, mask: Tensor, kinds: Tensor | None = None) -> Tensor:
         """float (W, L, D) to the same. mask: bool (W, L). kinds: int (W, L, L), in which combination of kinds a token
         (second to last) stands to another (last): its number, where the last relation's kind counts fastest."""
+        if self.recomputes and self.training:
+            return checkpoint(self._forward, states, mask, kinds, use_reentrant=False)  # type: ignore[no-any-return]
+        return self._forward(states, mask, kinds)
+
+    def _forward(self, states: Tensor, mask: Tensor, kinds: Tensor | None) -> Tensor:
         states = states + self.dropout(self._attend(self.attention_norm(states), mask[:, None, None, :], kinds))
         return states + self.feed_forward(states)  # type: ignore[no-any-return]
 

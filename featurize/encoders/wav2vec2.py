@@ -32,7 +32,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from featurize.audio import RESAMPLER, Waveform
 from featurize.encoders.base import AudioEncoder, Batch, Encoded
-from featurize.encoders.pretrained import load_companion, load_model, origin
+from featurize.encoders.pretrained import load_companion, load_model, origin, recompute_activations
 from featurize.encoders.windows import item_frames, item_mean, window_starts
 from featurize.errors import ConfigError
 
@@ -153,6 +153,12 @@ class Wav2Vec2Encoder(AudioEncoder):
         if not self.with_frames:
             return Encoded(pooled)
         return Encoded(pooled, *item_frames(torch.cat(frames)[back], torch.cat(masks)[back], n_windows))
+
+    def ordered_blocks(self) -> Sequence[nn.Module]:
+        return list(self.model.encoder.layers)
+
+    def recompute_activations(self) -> bool:
+        return recompute_activations(self.model)
 
     def _normalized(self, window: Waveform) -> Waveform:
         if not self._normalizes:

@@ -54,6 +54,7 @@ def headline(name: str, target: Mapping[str, Any], fusion: str) -> Headline:
     single = best_single_slot(target)
     rivals = [_rival(target, single, "the best single slot, chosen by its validation value")] if single else []
     notes = {
+        "before fine-tuning": "the run it came from",
         "logistic regression": "linear model on the same features",
         "majority": "ignores all inputs",
         "mask only": "knows only what is missing",

@@ -1,0 +1,112 @@
+"""`cli finetune`: a run's encoders and its head, trained together."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from featurize.project import Project, project_options
+
+
+@click.command("finetune")
+@click.option(
+    "--from", "start", required=True, type=click.Path(path_type=Path), help="A run of cli fit: a folder, or its name."
+)
+@project_options
+@click.option("--unfreeze", metavar="SLOTS", help="Whose encoders learn, e.g. audio,midi. [default: all that can]")
+@click.option("--last-layers", type=click.IntRange(1), metavar="K", help="Only each encoder's last K blocks learn.")
+@click.option("--lora", type=click.IntRange(1), metavar="RANK", help="Low-rank updates of the attention learn instead.")
+@click.option("--epochs", type=click.IntRange(1), help="At most. [default: finetuning.epochs, 5]")
+@click.option(
+    "--encoder",
+    "places",
+    multiple=True,
+    metavar="SLOT=FOLDER",
+    help="Where a slot's encoder is, if it is not found: a trained encoder's folder, or a checkpoint; repeatable.",
+)
+@click.option("--name", help="Name of the new run. [default: the old one's with -tuned]")
+@click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
+@click.option("--workers", type=click.IntRange(0), help="Processes that read and prepare. [default: all cores]")
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True, help="Where."
+)
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="In training. [default: finetuning.precision]")
+@click.option("--allow-pending", is_flag=True, help="Count rows that are not featurized yet as missing.")
+@click.option("--allow-leak", is_flag=True, help="Accept encoders that saw labels of held-out groups; the run says so.")
+@click.option("--overwrite", is_flag=True, help="Replace a run of the same name.")
+@click.option("--json", "as_json", is_flag=True, help="Print metrics.json.")
+def finetune_command(
+    project: Project,
+    start: Path,
+    places: tuple[str, ...],
+    unfreeze: str | None,
+    last_layers: int | None,
+    lora: int | None,
+    epochs: int | None,
+    precision: str | None,
+    workers: int | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Train a run's head and the encoders that wrote its features together, on raw segments; write a new run.
+
+    Interrupt it and type it again: it goes on from the last epoch that was saved. The encoders it leaves are used as
+    any other: cli featurize --encoder NEW-RUN:audio
+
+    \b
+    Example:
+      cli finetune --from gated --unfreeze audio
+    """
+    from featurize.progress import named_progress
+    from fusion.config import validated
+    from fusion.finetune import finetune
+    from fusion.load_run import load_run
+    from fusion.table import finetuning_lines, result_lines
+
+    given = {
+        "unfreeze": None if unfreeze is None else [slot.strip() for slot in unfreeze.split(",") if slot.strip()],
+        "last_layers": last_layers,
+        "lora": lora,
+        "epochs": epochs,
+        "precision": precision,
+    }
+    values = project.config.model_dump(mode="python")
+    values["finetuning"] |= {key: value for key, value in given.items() if value is not None}
+    say = (lambda line: click.echo(line, err=True)) if as_json else click.echo
+    store = project.open_store()
+    with named_progress("finetune") as progress:
+        run = finetune(
+            store,
+            project.open_source(store),
+            load_run(start),
+            validated(values, "the options"),
+            places=_places(places),
+            trained=project.trained_encoders,
+            workers=os.cpu_count() or 1 if workers is None else workers,
+            say=say,
+            progress=progress,
+            **options,
+        )
+    if as_json:
+        click.echo(json.dumps(run.metrics, indent=2))
+        return
+    click.echo("\n".join([*finetuning_lines(run.metrics), "", *result_lines(run.metrics)]))
+    click.echo(f"\nRun: {run.folder}   Report: {run.folder / 'report.html'}")
+    click.echo("Store the vectors of the tuned encoders:")
+    for slot, facts in run.metrics["finetuning"]["slots"].items():
+        precision = "" if facts["precision"] == "fp32" else f" --precision {facts['precision']}"
+        click.echo(f"  cli featurize --encoder {run.metrics['run']}:{slot}{precision}")
+
+
+def _places(pairs: tuple[str, ...]) -> dict[str, Path]:
+    found = {}
+    for pair in pairs:
+        slot, equals, path = pair.partition("=")
+        if not equals or not path:
+            raise click.UsageError(f"--encoder takes SLOT=FOLDER, not {pair!r}.")
+        found[slot] = Path(path)
+    return found
