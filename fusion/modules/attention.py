@@ -32,7 +32,7 @@ class Attention(nn.Module):
         self.to_output = nn.Linear(hidden_dim, hidden_dim)
         for linear in (self.to_query, self.to_key_value, self.to_output):
             # as large out as in: PyTorch's own start passes a third on, value and output together, and a bottleneck,
-            # which has nothing but what it looks at, then finds no XOR (docs/experiments.md)
+            # which has nothing but what it looks at, then finds no XOR
             nn.init.normal_(linear.weight, std=hidden_dim**-0.5)
             nn.init.zeros_(linear.bias)
         self.dropout = ByteDropout(dropout)
