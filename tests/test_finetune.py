@@ -21,7 +21,7 @@ import torch
 from safetensors.numpy import load_file
 
 from featurize.project import StoreRows, open_source_of
-from featurize.trained import load_trained
+from featurize.trained import find_tuned, load_trained
 from fusion import checkpoint
 from fusion.config import FinetuningConfig, load_config
 from fusion.end_to_end import EndToEnd, EndToEndData, without_vectors
@@ -181,6 +181,9 @@ def test_from_a_run_to_tuned_encoders_and_back_into_the_store(project, run_cli):
         assert record["trained_on"]["labels"] and record["trained_on"]["split"] == "default"
         assert record["weights"]["source"] == "cli finetune"
         assert ("before" in record["trained_on"]) == (slot != "text")
+        assert find_tuned(record, Path("runs")) == folder / "encoders" / slot
+        begun_with = {**record, "trained_on": None}  # of the same weights, where no epoch was better
+        assert find_tuned(begun_with, Path("runs")) is None
 
     run = load_run(Path("late-tuned"))
     store = open_store("features.zarr")
