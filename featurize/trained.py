@@ -114,9 +114,11 @@ def open_tuned(run_and_slot: str, options: Mapping[str, Any]) -> tuple[Encoder, 
 
 
 def find_tuned(record: Record, runs: Path) -> Path | None:
-    """Where `cli finetune` left the encoder with the weights of this record, if in one of these runs."""
+    """Where `cli finetune` left the encoder of this record, if in one of these runs."""
     for path in sorted(runs.glob(f"*/{TUNED}/*/{RECORD}")):
-        if json.loads(path.read_text("utf-8"))["weights"]["sha256"] == record["weights"].get("sha256"):
+        found = json.loads(path.read_text("utf-8"))
+        # not by the weights alone: where no epoch was better they are those it began with, whose record is another
+        if all(found[key] == record[key] for key in ("encoder", "weights", "trained_on")):
             return path.parent
     return None
 

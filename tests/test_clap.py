@@ -584,3 +584,19 @@ def test_without_laion_clap_it_says_what_to_install(checkpoints, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchlibrosa.stft", None)
     with pytest.raises(ConfigError, match="needs laion-clap, torchlibrosa and torchvision: .*torchlibrosa.*pip"):
         build_encoder("clap", {"pretrained_model": str(checkpoints / "unfused.pt")})
+
+
+@pytest.mark.parametrize("name", ["unfused", "unfused.pt"])
+def test_its_last_block_can_learn_alone(load, name):
+    """It reaches to the end: the norm behind it and the projection belong to it."""
+    encoder = load(name)
+    blocks = encoder.ordered_blocks()
+    encoder.requires_grad_(False)
+    blocks[-1].requires_grad_(True)
+    learn = {key.split(".")[0] for key, weight in encoder.named_parameters() if weight.requires_grad}
+    assert len(blocks) > 1 and learn == {"branch", "projection"}
+    batch = encoder.collate([encoder.prepare_waveform(sound(encoder.sample_rate_hz))])
+    encoder(batch).pooled[:, 0].sum().backward()
+    graded = {key for key, weight in encoder.named_parameters() if weight.grad is not None and weight.grad.any()}
+    assert graded and all(encoder.get_parameter(key).requires_grad for key in graded)
+    encoder.requires_grad_(True).zero_grad()

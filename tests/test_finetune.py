@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import random
 import shutil
 import signal
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, chdir
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import torch
 from safetensors.numpy import load_file
 
 from featurize.project import StoreRows, open_source_of
-from featurize.trained import load_trained
+from featurize.trained import find_tuned, load_trained
 from fusion import checkpoint
 from fusion.config import FinetuningConfig, load_config
 from fusion.end_to_end import EndToEnd, EndToEndData, without_vectors
@@ -37,7 +36,7 @@ from tests.finetuning_project import make_project
 
 ROOT = Path(__file__).parents[1]
 QUICK = ("--workers", "0")
-KILLS = 3
+KILLS = 2
 EPOCHS = 4
 
 
@@ -181,6 +180,9 @@ def test_from_a_run_to_tuned_encoders_and_back_into_the_store(project, run_cli):
         assert record["trained_on"]["labels"] and record["trained_on"]["split"] == "default"
         assert record["weights"]["source"] == "cli finetune"
         assert ("before" in record["trained_on"]) == (slot != "text")
+        assert find_tuned(record, Path("runs")) == folder / "encoders" / slot
+        begun_with = {**record, "trained_on": None}  # of the same weights, where no epoch was better
+        assert find_tuned(begun_with, Path("runs")) is None
 
     run = load_run(Path("late-tuned"))
     store = open_store("features.zarr")
@@ -279,47 +281,41 @@ def test_a_trained_encoder_is_as_it_was_saved(project):
 
 
 def finetune_in_place(folder: Path) -> None:
-    """In a process of its own, and in that folder; every epoch is saved."""
-    os.chdir(folder)
-    checkpoint.SAVE_EVERY_SECONDS = 0.0
-    config = load_config(
-        overrides=[f"finetuning.epochs={EPOCHS}", "finetuning.patience=9", "finetuning.unfreeze=[audio]"]
-    )
-    store = open_store("features.zarr")
-    finetune(store, open_source_of(store, Path("features.zarr"), config), load_run(Path("late")), config, name="tuned")
+    """In that folder; every epoch is saved."""
+    with chdir(folder):
+        settings = {"epochs": EPOCHS, "patience": 9, "unfreeze": "[audio]"}
+        config = load_config(overrides=[f"finetuning.{key}={value}" for key, value in settings.items()])
+        store = open_store("features.zarr")
+        source = open_source_of(store, Path("features.zarr"), config)
+        checkpoint.SAVE_EVERY_SECONDS = 0.0
+        finetune(store, source, load_run(Path("late")), config, name="tuned")
 
 
-def test_a_killed_fine_tuning_goes_on_and_ends_the_same(fitted, tmp_path):
+def test_a_killed_fine_tuning_goes_on_and_ends_the_same(fitted, tmp_path, monkeypatch):
     whole, killed = (shutil.copytree(fitted, tmp_path / name) for name in ("whole", "killed"))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_finetune"])
-    never = context.Process(target=finetune_in_place, args=(whole,))
-    never.start()
-    never.join()
-    assert never.exitcode == 0
+    monkeypatch.setattr(checkpoint, "SAVE_EVERY_SECONDS", checkpoint.SAVE_EVERY_SECONDS)  # restored afterwards
+    finetune_in_place(whole)
 
-    moments, died = random.Random(0), 0
     file = killed / "runs" / ".tuned.partial" / "checkpoints" / "model.pt"
 
     def saved_at() -> int:
         return file.stat().st_mtime_ns if file.is_file() else 0
 
-    while True:
+    context, moments = multiprocessing.get_context("forkserver"), random.Random(0)
+    died = 0
+    for _ in range(KILLS):
         before = saved_at()
         process = context.Process(target=finetune_in_place, args=(killed,))
         process.start()
-        if died < KILLS:
-            while process.is_alive() and saved_at() == before:  # until it has got further than the one before it
-                time.sleep(0.002)
-            process.join(moments.uniform(0, 0.1))
-            if process.is_alive():
-                os.kill(process.pid, signal.SIGKILL)
+        while process.is_alive() and saved_at() == before:  # until it has got further than the one before it
+            time.sleep(0.002)
+        process.join(moments.uniform(0, 0.1))
+        process.kill()
         process.join()
-        if process.exitcode == 0:
-            break
-        assert process.exitcode == -signal.SIGKILL
-        died += 1
+        died += process.exitcode == -signal.SIGKILL
     assert died > 0
+    if not (killed / "runs/tuned").exists():
+        finetune_in_place(killed)
 
     histories = [pq.read_table(folder / "runs/tuned/history.parquet").to_pydict() for folder in (whole, killed)]
     assert histories[0]["epoch"] == histories[1]["epoch"] == list(range(EPOCHS + 1))
