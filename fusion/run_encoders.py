@@ -15,6 +15,7 @@ import numpy as np
 from featurize.extract import extract
 from featurize.rebuild import rebuild_encoder
 from featurize.segments import Raw
+from featurize.trained import find_tuned
 from fusion.load_run import LoadedRun, check_features
 from stores import open_store
 from stores.errors import StoreError, TriadError
@@ -52,7 +53,7 @@ class RunEncoders:
                 feature.name,
                 feature.record,
                 feature.state(),
-                place=(places or {}).get(slot),
+                place=(places or {}).get(slot) or find_tuned(feature.record, run.folder.parent),
                 searched=[path.parent / "encoders"],
                 device=device,
                 allow_other_versions=allow_other_versions,

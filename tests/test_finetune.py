@@ -142,7 +142,7 @@ def test_an_encoder_runs_for_the_rows_that_are_shown_and_no_other(end_to_end, mo
     assert len(seen) == 2 and all(out.isfinite().all() for out in logits)
 
 
-def test_from_a_run_to_tuned_encoders_and_back_into_the_store(project, run_cli):
+def test_from_a_run_to_tuned_encoders_and_back_into_the_store(project, demo_data, run_cli):
     output = run_cli("finetune", "--from", "late", *QUICK).output
     assert "Encoders and store agree" in output and "before fine-tuning" in output
     folder = Path("runs/late-tuned")
@@ -191,6 +191,12 @@ def test_from_a_run_to_tuned_encoders_and_back_into_the_store(project, run_cli):
     energy = run.predict(load_features(run, store), rows)[1][:, 0]
     np.testing.assert_allclose(energy, predicted["energy.predicted"], atol=0.01)
     assert "those that have these slots" in run_cli("evaluate", "late-tuned").output
+
+    tables = []
+    for data in ("features.zarr", demo_data):  # raw segments pass through the tuned encoders
+        run_cli("predict", "late-tuned", data, "--out", "of.parquet", "--overwrite", "--workers", 0)
+        tables.append(pq.read_table("of.parquet").to_pydict())
+    np.testing.assert_allclose(tables[1]["energy.predicted"], tables[0]["energy.predicted"], atol=0.01)
 
     run_cli("split", "--name", "other", "--seed", 5)
     fit = ["fit", "--split", "other", "--slots", "text", "--feature", "text/deberta-late-tuned", "--no-baselines"]
