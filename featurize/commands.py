@@ -247,14 +247,21 @@ def _make_splits(project: Project, store: Any, given: dict[str, Any], replace: b
 
 def parse_options(pairs: tuple[str, ...]) -> dict[str, Any]:
     """`--option key=value` pairs, values as YAML reads them."""
-    import yaml
+    from yaml import YAMLError
+
+    from featurize.bounded_yaml import read_yaml
 
     options = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
             raise click.UsageError(f"--option takes KEY=VALUE, not {pair!r}.")
-        options[key] = yaml.safe_load(value)
+        try:
+            options[key] = read_yaml(value)
+        except (YAMLError, ValueError) as error:
+            raise click.UsageError(
+                f"--option {key} is no value that YAML knows: {' '.join(str(error).split())}"
+            ) from error
     return options
 
 

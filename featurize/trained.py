@@ -129,8 +129,13 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Facts and weights. Raises `ConfigError`."""
     try:
         with safe_open(path, framework="numpy") as file:
-            facts: dict[str, Any] = json.loads((file.metadata() or {})["triad_fusion"])
+            facts = json.loads((file.metadata() or {})["triad_fusion"])
+            if not isinstance(facts, dict) or not {"encoder", "options", "trained_on"} <= facts.keys():
+                raise ValueError("its metadata says nothing of an encoder")
             # `keys()`: no mapping, though it looks like one
-            return facts, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise ConfigError(f"{path} is not an encoder that cli train-encoder wrote: {error}") from error
+    if broken := [key for key, array in arrays.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]:
+        raise ConfigError(f"{path}: {broken[0]} holds NaN or infinity. Train it again: cli train-encoder")
+    return facts, arrays
