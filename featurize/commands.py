@@ -222,7 +222,7 @@ def _make_splits(project: Project, store: Any, given: dict[str, Any], replace: b
 
     from featurize.config import SplitConfig
     from featurize.errors import SplitError
-    from featurize.splits import write_splits
+    from featurize.splits import large_groups, write_splits
     from stores.store import Part
 
     try:
@@ -242,7 +242,7 @@ def _make_splits(project: Project, store: Any, given: dict[str, Any], replace: b
         by = f", stratified by {split.facts['stratified_by']}" if split.facts["stratified_by"] else ""
         leak = "; it cuts through groups: results on it LEAK" if split.facts["leaks"] else ""
         lines.append(f"Split {split.name} ({config.method}{by}, seed {config.seed}): {sizes}{leak}")
-    return lines
+    return lines + large_groups(groups, config)
 
 
 def parse_options(pairs: tuple[str, ...]) -> dict[str, Any]:

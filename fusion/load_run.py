@@ -128,7 +128,8 @@ def load_run(run: Path) -> LoadedRun:
         model.load_state_dict(weights)
     except (TriadError, ValueError, RuntimeError) as error:
         then = environment["packages"].get("triad-fusion", "of an unknown version")
-        reason = " ".join(str(error).split()[:40])
+        said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        reason = " ".join(said.split()[:40])
         raise TriadError(
             f"{folder}: its weights do not fit the {facts.fusion.get('strategy')} fusion of this version; "
             f"triad-fusion {then} wrote them ({reason}).\nTrain it again: cli fit --config {folder / 'config.yaml'}"
