@@ -146,6 +146,32 @@ def test_ten_thousand_columns_are_not_taken_for_labels(project, run_cli):
     assert set(open_store(Path("features.zarr")).label_names()) == {"mood", "c7"}
 
 
+def test_names_stay_inside_the_store_and_are_not_too_long(project, run_cli):
+    rows = {
+        "ids": SIX,
+        "group": list("aabbcc"),
+        "mood": list("xyxyxy"),
+        "v_embedding": [[1.0, float(i)] for i in range(6)],
+    }
+    pq.write_table(pa.table(rows), "t.parquet")
+    run_cli("import", "t.parquet", "--set", "data.columns.segment_id=ids", "--column", "v_embedding=../..")
+    run_cli("split", "--name", "../../outside", "--val", "0.3", "--test", "0.3")
+    store = open_store(Path("features.zarr"))
+    assert store.features() == ["../.."] and "../../outside" in store.splits()
+    store.delete_feature("../..")
+    assert {path.name for path in Path.cwd().iterdir()} == {
+        "t.parquet",
+        "features.zarr",
+    } and "mood" in store.label_names()
+    for command in (
+        ["split", "--name", "n" * 5000],
+        ["import", "t.parquet", "--column", f"v_embedding=text/{'ä' * 100}"],
+    ):
+        assert "is too long for a store: " in run_cli(*command, code=2).output
+    pq.write_table(pa.table({**COLUMNS, "label " * 100: SIX}), "long.parquet")
+    assert "is too long for a store: " in run_cli("ingest", "long.parquet", "--store", "new.zarr", code=2).output
+
+
 def test_a_parquet_cut_short_is_refused(project, run_cli):
     pq.write_table(pa.table(COLUMNS), "whole.parquet")
     content = Path("whole.parquet").read_bytes()
