@@ -24,6 +24,7 @@ from torch import Tensor
 
 from featurize.config import TargetConfig, TargetKind
 from featurize.errors import ConfigError
+from featurize.trained import broken_weight
 from fusion.config import Config, FusionConfig, load_config
 from fusion.data import SegmentData, load_segments
 from fusion.evaluate_command import EVALUATION
@@ -134,6 +135,10 @@ def load_run(run: Path) -> LoadedRun:
             f"{folder}: its weights do not fit the {facts.fusion.get('strategy')} fusion of this version; "
             f"triad-fusion {then} wrote them ({reason}).\nTrain it again: cli fit --config {folder / 'config.yaml'}"
         ) from error
+    if broken := broken_weight(model):
+        raise TriadError(
+            f"{folder / 'model.safetensors'}: {broken} holds NaN or infinity. Train the run again with cli fit."
+        )
     features = {slot: facts.features[slot] for slot in slots}
     return LoadedRun(folder, config, metrics, environment, features, widths, model.frame_slots, targets, model.eval())
 
@@ -270,7 +275,7 @@ def _in_terms_of(learned: Target, found: Target, fixed_width: bool) -> tuple[Ten
 
 
 def _read_model(path: Path) -> tuple[_ModelFacts, dict[str, Tensor]]:
-    """What `fusion.runs.write_model` wrote: facts and weights, all of them numbers."""
+    """What `fusion.runs.write_model` wrote: facts and weights."""
     try:
         with safe_open(path, "pt") as file:
             facts = _ModelFacts.model_validate_json(file.metadata()["triad_fusion"])
@@ -283,6 +288,4 @@ def _read_model(path: Path) -> tuple[_ModelFacts, dict[str, Tensor]]:
         ) from error
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise TriadError(f"{path} holds no model of a run ({error}). Train the run again with cli fit.") from error
-    if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
-        raise TriadError(f"{path}: {broken[0]} holds NaN or infinity. Train the run again with cli fit.")
     return facts, weights

@@ -177,7 +177,7 @@ def test_weights_of_an_encoder_that_was_trained_here(project, run_cli, demo_data
     if form == "pickle":
         torch.save({"w": Evil(marker)}, path)
     elif form == "NaN":
-        rewrite(path, lambda tensors: tensors[name].fill_(torch.inf))
+        rewrite(path, lambda tensors: tensors[name].fill_(torch.nan))
     elif form == "no facts":
         save_file({"w": torch.zeros(1)}, path, metadata={"triad_fusion": "[]"})
     else:
