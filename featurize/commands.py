@@ -222,7 +222,7 @@ def _make_splits(project: Project, store: Any, given: dict[str, Any], replace: b
 
     from featurize.config import SplitConfig
     from featurize.errors import SplitError
-    from featurize.splits import write_splits
+    from featurize.splits import large_groups, write_splits
     from stores.store import Part
 
     try:
@@ -242,19 +242,26 @@ def _make_splits(project: Project, store: Any, given: dict[str, Any], replace: b
         by = f", stratified by {split.facts['stratified_by']}" if split.facts["stratified_by"] else ""
         leak = "; it cuts through groups: results on it LEAK" if split.facts["leaks"] else ""
         lines.append(f"Split {split.name} ({config.method}{by}, seed {config.seed}): {sizes}{leak}")
-    return lines
+    return lines + large_groups(groups, config)
 
 
 def parse_options(pairs: tuple[str, ...]) -> dict[str, Any]:
     """`--option key=value` pairs, values as YAML reads them."""
-    import yaml
+    from yaml import YAMLError
+
+    from featurize.bounded_yaml import read_yaml
 
     options = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
             raise click.UsageError(f"--option takes KEY=VALUE, not {pair!r}.")
-        options[key] = yaml.safe_load(value)
+        try:
+            options[key] = read_yaml(value)
+        except (YAMLError, ValueError) as error:
+            raise click.UsageError(
+                f"--option {key} is no value that YAML knows: {' '.join(str(error).split())}"
+            ) from error
     return options
 
 

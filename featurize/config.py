@@ -7,7 +7,7 @@ YAML file, `--set key=value` and the options of a command, in that order of risi
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -15,6 +15,8 @@ Layout = Literal["auto", "folder", "split_parquet"]
 Scope = Literal["song", "segment"]
 TimecodeRate = Literal["23.976", "24", "25", "29.97", "29.97 drop", "30"]
 TargetKind = Literal["categorical", "multi_label", "regression", "soft_distribution"]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy, torch and scikit-learn all take
+Width = Annotated[int, Field(gt=0, le=65_536)]
 
 # What a role's column is called where the configuration does not say; roles that only one layout knows stand there.
 FOLDER_COLUMNS = {
@@ -107,9 +109,9 @@ class SplitConfig(Section):
     method: Literal["grouped", "random"] = Field("grouped", description="`random` cuts through songs, and leaks.")
     val: float = Field(0.15, gt=0, lt=1)
     test: float = Field(0.15, gt=0, lt=1)
-    folds: int | None = Field(None, ge=3, description="k-fold instead: each fold is test once.")
+    folds: int | None = Field(None, ge=3, le=1000, description="k-fold instead: each fold is test once.")
     stratify_by: str | None = Field(None, description="A label; the first target where null.")
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _something_is_left_to_train_on(self) -> SplitConfig:
@@ -139,7 +141,7 @@ class EncoderConfig(Section):
 
     type: str
     pretrained_model: str | None = None
-    hidden_dim: int | None = Field(None, gt=0)
+    hidden_dim: Width | None = None
     options: dict[str, Any] = Field(default_factory=dict, description="Further options of this encoder.")
 
 
@@ -153,12 +155,12 @@ class AudioEncoderConfig(EncoderConfig):
 
 class MIDIEncoderConfig(EncoderConfig):
     type: str = "midi_stats"
-    vocab_size: int | None = Field(None, gt=0)
+    vocab_size: int | None = Field(None, gt=0, le=10_000_000)
 
 
 class AudioPreprocessing(Section):
-    sample_rate: int | None = Field(None, gt=0, description="Hz; the encoder's own where null.")
-    duration: float | None = Field(None, gt=0, description="Seconds; the segment's own where null.")
+    sample_rate: int | None = Field(None, gt=0, le=768_000, description="Hz; the encoder's own where null.")
+    duration: float | None = Field(None, gt=0, le=86_400, description="Seconds; the segment's own where null.")
     augmentations: list[str] = Field(
         ["time_stretch", "pitch_shift", "noise"], description="In training only; [] for none."
     )
@@ -166,7 +168,9 @@ class AudioPreprocessing(Section):
 
 class MIDIPreprocessing(Section):
     tokenization: Literal["separate", "compound"] = "separate"
-    max_events: int = Field(1024, gt=0, description="Tokens read at once; a segment with more is read in windows.")
+    max_events: int = Field(
+        1024, gt=0, le=1_000_000, description="Tokens read at once; a segment with more is read in windows."
+    )
     augmentations: list[str] = Field(
         ["transpose", "velocity", "time_jitter"], description="In training only; [] for none. There is also quantize."
     )

@@ -21,7 +21,8 @@ from featurize.errors import SourceError
 from featurize.labels import Label, read_label
 from featurize.segments import MODALITIES
 from featurize.sources import Source, open_source
-from featurize.sources.base import FLAGS, stays_inside
+from featurize.sources.base import FLAGS, is_file, stays_inside
+from featurize.sources.table import listed
 from featurize.stated_times import compare_times
 from stores import open_store
 from stores.backends import new_tree
@@ -30,6 +31,8 @@ from stores.carry import carry_over
 from stores.store import DEFAULT_CHUNK_ROWS, Store
 
 EXAMPLES = 3
+EXAMPLE_CHARACTERS = 200
+MAX_LABELS = 500  # taken without being named; a table with more holds data of another kind
 TIMES = "Times are seconds (12.5), LRC stamps ([00:12.50]), or SMPTE timecodes with --set data.timecode_rate=25."
 
 
@@ -51,7 +54,8 @@ class Problem:
 
     def __str__(self) -> str:
         more = f" … and {self.count - len(self.examples):,} more" if self.count > len(self.examples) else ""
-        return f"{self.severity}: {self.count:,} x {self.what}: {'; '.join(self.examples)}{more}\n  {self.remedy}"
+        examples = "; ".join(map(_printable, self.examples))
+        return f"{self.severity}: {self.count:,} x {self.what}: {examples}{more}\n  {self.remedy}"
 
 
 @dataclass
@@ -179,6 +183,12 @@ def _problem(found: Ingest, severity: Severity, what: str, rows: list[int] | lis
         found.problems.append(Problem(severity, what, len(rows), shown, remedy))
 
 
+def _printable(example: str) -> str:
+    """Of a cell that may hold anything: not too much, and nothing that a terminal would obey."""
+    cut = example if len(example) <= EXAMPLE_CHARACTERS else f"{example[:EXAMPLE_CHARACTERS]}…"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)
+
+
 def _show(source: Source, row: int) -> str:
     return repr(source.ids[row]) if source.ids[row] else f"row {row + 1}"
 
@@ -272,7 +282,7 @@ def _look_for_media(source: Source, modality: str) -> tuple[np.ndarray, list[int
             path = source.root / stated
             if not source.allow_outside_root and not stays_inside(path, source.root):
                 outside.append(row)
-            elif path.is_file():
+            elif is_file(path):
                 present[row] = True
                 if flag is False:
                     contradicted.append(row)
@@ -292,12 +302,16 @@ def _has_blob(source: Source, row: int, modality: str) -> bool:
 
 def _read_labels(source: Source, config: DataConfig, targets: list[TargetConfig]) -> tuple[list[Label], list[str]]:
     """The label columns, and the names of columns that cannot be labels."""
-    wanted = source.table.other_columns if config.labels is None else config.labels
-    unknown = [name for name in wanted if name not in source.table.other_columns]
-    if unknown:
+    columns = source.table.other_columns
+    if config.labels is None and len(columns) > MAX_LABELS:
         raise SourceError(
-            f"{source.table.path} has no label column {unknown[0]!r}; it has {', '.join(source.table.other_columns)}."
+            f"{source.table.path} has {len(columns):,} columns that could be labels; up to {MAX_LABELS} are taken "
+            f"unasked.\nName those that are: --set 'data.labels=[{columns[0]}]'"
         )
+    wanted = columns if config.labels is None else config.labels
+    unknown = sorted(set(wanted) - set(columns), key=wanted.index)
+    if unknown:
+        raise SourceError(f"{source.table.path} has no label column {unknown[0]!r}; it has {listed(columns)}.")
     numeric = {t.column or t.name for t in targets if t.kind == "regression"}
     numeric |= {column for t in targets for column in t.columns or []}
     labels, skipped = [], []

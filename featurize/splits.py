@@ -77,6 +77,21 @@ def write_splits(
     return splits
 
 
+def large_groups(groups: np.ndarray, config: SplitConfig) -> list[str]:
+    """A note where one group alone is larger than the smallest part was to be: it stays whole, and parts are uneven."""
+    if config.method != "grouped":
+        return []
+    names, counts = np.unique(groups, return_counts=True)
+    largest, count = names[np.argmax(counts)], int(counts.max())
+    share = 1 / config.folds if config.folds else min(config.val, config.test)
+    if count <= share * len(groups):
+        return []
+    return [
+        f"note: group {str(largest)[:80]!r} has {count:,} of the {len(groups):,} segments, more than the "
+        f"{share:.0%} of a part: parts cannot be of the wanted size."
+    ]
+
+
 def check_split(split: Split, groups: np.ndarray) -> None:
     """Raise `SplitError` where a group stands in two parts of a split that says it does not leak."""
     if split.facts.get("leaks"):

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from torch import nn
 
 from featurize.encoders import build_encoder
 from featurize.encoders.base import Encoder
@@ -85,9 +86,19 @@ def load_trained(folder: Path, name: str, options: Mapping[str, Any]) -> Encoder
         encoder.load_state_arrays(arrays)
     except RuntimeError as error:
         raise ConfigError(f"{path} does not fit {name} as it is now: {str(error).splitlines()[0]}") from error
+    if broken := broken_weight(encoder):
+        raise ConfigError(f"{path}: {broken} holds NaN or infinity. Train it again: cli train-encoder")
     encoder.trained_on = facts["trained_on"]
     encoder.loaded_from = facts.get("loaded_from", TRAINED)
     return encoder.eval()
+
+
+def broken_weight(module: nn.Module) -> str | None:
+    """A weight that is not finite, or another number that is NaN: the scale of a constant column may be infinite."""
+    for name, weight in module.named_parameters():
+        if not weight.isfinite().all():
+            return name
+    return next((name for name, value in module.named_buffers() if value.isnan().any()), None)
 
 
 def trained_options(folder: Path) -> dict[str, Any]:
@@ -131,8 +142,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Facts and weights. Raises `ConfigError`."""
     try:
         with safe_open(path, framework="numpy") as file:
-            facts: dict[str, Any] = json.loads((file.metadata() or {})["triad_fusion"])
+            facts = json.loads((file.metadata() or {})["triad_fusion"])
+            if not isinstance(facts, dict) or not {"encoder", "options", "trained_on"} <= facts.keys():
+                raise ValueError("its metadata says nothing of an encoder")
             # `keys()`: no mapping, though it looks like one
-            return facts, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise ConfigError(f"{path} is not an encoder that cli train-encoder wrote: {error}") from error
+    return facts, arrays

@@ -72,6 +72,8 @@ class Checkpoint:
     path: Path
     key: str
 
+    saved_epochs: int = field(default=0, init=False)  # of the training whose state the file holds
+
     def __post_init__(self) -> None:
         self._saved_at = time.monotonic()
 
@@ -85,6 +87,7 @@ class Checkpoint:
             return
         if saved.get("key") == self.key:
             state.take_over(saved)
+            self.saved_epochs = len(state.history)
 
     def save(self, state: TrainingState, *, now: bool = False) -> None:
         """Replace the file, if `now` or if the last time is a while ago."""
@@ -94,4 +97,5 @@ class Checkpoint:
         partial = self.path.with_suffix(".partial")
         torch.save({**state.to_dict(), "key": self.key}, partial)
         partial.replace(self.path)
+        self.saved_epochs = len(state.history)
         self._saved_at = time.monotonic()

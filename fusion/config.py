@@ -8,23 +8,34 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
+from reprlib import Repr
 from typing import Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from featurize.config import FeaturizeConfig, ModelEncodersConfig, Section
+from featurize.bounded_yaml import read_yaml
+from featurize.config import FeaturizeConfig, ModelEncodersConfig, Section, Seed, Width
 from featurize.errors import ConfigError
 
 DEFAULT_PATH = Path("config.yaml")
+
+# Far beyond use: what is larger is a slip, and would fill the memory before it failed
+MAX_BATCH = 10_000_000
+MAX_EPOCHS = 1_000_000
+
+_brief = Repr()
+_brief.maxstring = _brief.maxother = _brief.maxlong = 100
 
 
 class FusionConfig(Section):
     """How slots become one vector. The defaults are the ones of `docs/experiments.md`."""
 
     strategy: str = "late"
-    hidden_dim: int = Field(128, gt=0)
-    attention_heads: int = Field(4, gt=0, description="A divisor of hidden_dim; late, gated and low_rank have none.")
+    hidden_dim: Width = 128
+    attention_heads: int = Field(
+        4, gt=0, le=1024, description="A divisor of hidden_dim; late, gated and low_rank have none."
+    )
     dropout: float = Field(0.3, ge=0, lt=1)
     features: dict[str, str] = Field(
         default_factory=dict, description="Slot to feature name, e.g. audio: clap; each slot's encoder where empty."
@@ -55,7 +66,10 @@ class LoopConfig(Section):
     weight_decay: float
     adam_epsilon: float
     micro_batch_size: int | None = Field(
-        None, gt=0, description="So many rows go through at once, and gradients add up to those of the whole batch."
+        None,
+        gt=0,
+        le=MAX_BATCH,
+        description="So many rows go through at once, and gradients add up to those of the whole batch.",
     )
     slot_weight_decay: float | None = Field(
         None, ge=0, description="Of the weights that only one slot uses, its projection or encoder; as all where null."
@@ -82,9 +96,9 @@ class TrainingConfig(LoopConfig):
 
     section = "training"
 
-    epochs: int = Field(100, gt=0, description="At most; early stopping usually ends it.")
+    epochs: int = Field(100, gt=0, le=MAX_EPOCHS, description="At most; early stopping usually ends it.")
     patience: int = Field(15, gt=0, description="Epochs without a better validation loss before it stops.")
-    batch_size: int = Field(256, gt=0)
+    batch_size: int = Field(256, gt=0, le=MAX_BATCH)
     lr: float = Field(3e-3, gt=0)
     weight_decay: float = Field(1.0, ge=0)
     adam_epsilon: float = Field(
@@ -95,8 +109,15 @@ class TrainingConfig(LoopConfig):
         0.99, ge=0, lt=1, description="Validated and kept is a running mean of the weights, with this decay; 0 is off."
     )
     modality_dropout: float = Field(0.3, ge=0, lt=1, description="Chance that a present slot is hidden in a step.")
-    seeds: list[int] = Field([0, 1, 2], min_length=1)
-    bootstrap: int = Field(2000, ge=100, description="Group resamples behind each confidence interval.")
+    seeds: list[Seed] = Field([0, 1, 2], min_length=1, max_length=1000)
+    bootstrap: int = Field(2000, ge=100, le=1_000_000, description="Group resamples behind each confidence interval.")
+
+    @field_validator("seeds")
+    @classmethod
+    def _different(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("expected each seed once; a repeated one trains the same model again")
+        return seeds
 
 
 class EncoderTrainingConfig(LoopConfig):
@@ -107,14 +128,14 @@ class EncoderTrainingConfig(LoopConfig):
     objective: Literal["labels", "masked_events"] = Field(
         "labels", description="Or no labels: MIDI tokens are hidden, and predicted from those around them."
     )
-    epochs: int = Field(40, gt=0, description="At most; early stopping usually ends it.")
+    epochs: int = Field(40, gt=0, le=MAX_EPOCHS, description="At most; early stopping usually ends it.")
     patience: int = Field(10, gt=0, description="Epochs without a better validation loss before it stops.")
-    batch_size: int = Field(16, gt=0)
+    batch_size: int = Field(16, gt=0, le=MAX_BATCH)
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
     adam_epsilon: float = Field(1e-8, gt=0)
     dropout: float = Field(0.2, ge=0, lt=1, description="Before the heads.")
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
 
 
 class FinetuningConfig(LoopConfig):
@@ -137,16 +158,16 @@ class FinetuningConfig(LoopConfig):
         gt=0,
         description="How far logits of encoders and store may differ, beyond rounding.",
     )
-    epochs: int = Field(5, gt=0, description="At most; early stopping may end it.")
+    epochs: int = Field(5, gt=0, le=MAX_EPOCHS, description="At most; early stopping may end it.")
     patience: int = Field(2, gt=0, description="Epochs without a better validation loss before it stops.")
-    batch_size: int = Field(16, gt=0)
+    batch_size: int = Field(16, gt=0, le=MAX_BATCH)
     lr: float = Field(1e-4, gt=0, description="Of the head, of encoders that were trained here, and of LoRA's weights.")
     pretrained_lr: float = Field(2e-5, gt=0, description="Of pretrained encoders' own weights.")
     weight_decay: float = Field(1e-2, ge=0)
     adam_epsilon: float = Field(1e-8, gt=0)
     warmup: float = Field(0.1, ge=0, lt=1, description="Share of all steps in which the learning rate rises.")
     modality_dropout: float = Field(0.2, ge=0, lt=1, description="Chance that a present slot is hidden in a step.")
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
 
     @field_validator("last_layers", "lora")
     @classmethod
@@ -202,7 +223,7 @@ def dump_yaml(config: Config) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text("utf-8"))
+        values = read_yaml(path.read_text("utf-8"))
     except OSError as error:
         raise ConfigError(f"Cannot read configuration {path}: {error.strerror}.") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2024-13-45
@@ -216,7 +237,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _scalar(text: str) -> Any:
     try:
-        value = yaml.safe_load(text)
+        value = read_yaml(text)
     except (yaml.YAMLError, ValueError):
         return text
     if value == text:  # YAML 1.1 takes 3e-4, without a dot, for a text; what is quoted is meant as one
@@ -239,13 +260,17 @@ def _put(values: dict[str, Any], key: str, value: Any, override: str) -> None:
 
 
 def _explain(mistake: dict[str, Any]) -> str:
-    where = ".".join(str(part) for part in mistake["loc"])
+    where = ".".join(str(part)[:100] for part in mistake["loc"])
     if mistake["type"] == "extra_forbidden":
         known = _keys_beside(mistake["loc"])
         near = get_close_matches(str(mistake["loc"][-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}."
         return f"unknown key {where!r}; {hint}"
-    return f"{where} is {mistake['input']!r}: {mistake['msg']}."
+    try:
+        value = _brief.repr(mistake["input"])
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        value = "a number of thousands of digits"
+    return f"{where} is {value}: {mistake['msg']}."
 
 
 def _keys_beside(location: tuple[Any, ...]) -> list[str]:

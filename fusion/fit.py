@@ -20,6 +20,7 @@ from fusion.checkpoint import Checkpoint
 from fusion.config import Config, FusionConfig, TrainingConfig
 from fusion.data import SegmentData, choose_features, load_segments
 from fusion.evaluate import FUSION, Predictions, evaluate, pattern_rows, patterns
+from fusion.gaps import gaps
 from fusion.leaks import check_encoders
 from fusion.metrics import headline_metric, score
 from fusion.modules import fusion_class
@@ -75,7 +76,7 @@ def fit(
     splits = open_splits(store, split_name or config.split.name)
     data = load_segments(store, choose_features(store, config), with_frames=with_frames, allow_pending=allow_pending)
     targets = load_targets(store, list(config.model.targets))
-    notes = check_encoders(store, data.features, splits, allow_leak)
+    notes = check_encoders(store, data.features, splits, allow_leak) + gaps(data, targets, splits)
 
     with new_run(runs, name) as folder:
         key = training_key(store, data, targets, splits, config)

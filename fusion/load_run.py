@@ -12,22 +12,25 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from featurize.config import TargetConfig
+from featurize.config import TargetConfig, TargetKind
 from featurize.errors import ConfigError
+from featurize.trained import broken_weight
 from fusion.config import Config, FusionConfig, load_config
 from fusion.data import SegmentData, load_segments
 from fusion.evaluate_command import EVALUATION
 from fusion.model import FusionModel
 from fusion.modules import build_fusion
+from fusion.run_json import read_run_json
 from fusion.runs import open_run
 from fusion.targets import Target, load_targets
 from fusion.train import infer
@@ -81,33 +84,62 @@ class LoadedRun:
         return [target.predict(out) for target, out in zip(self.targets, logits, strict=True)]
 
 
+class _TargetFacts(BaseModel):
+    name: str
+    kind: TargetKind
+    classes: list[str]
+    mean: float
+    scale: float
+
+
+class _ModelFacts(BaseModel):
+    """The metadata of `model.safetensors`."""
+
+    features: dict[str, str]
+    widths: dict[str, Annotated[int, Field(gt=0, le=1_000_000)]]
+    frames: list[str] = []
+    fusion: dict[str, Any]
+    targets: list[_TargetFacts] = Field(min_length=1)
+
+
 def load_run(run: Path) -> LoadedRun:
     """The run in a folder, or of a name in `runs/`. Raises `TriadError` where its model cannot be built again."""
     folder = open_run(run)
-    metrics, environment = _read_json(folder / "metrics.json"), _read_json(folder / "environment.json")
+    metrics = read_run_json(folder / "metrics.json", ("run", "slots", "model", "n_segments"))
+    environment = read_run_json(folder / "environment.json", ("store", "features", "splits", "packages"))
     facts, weights = _read_model(folder / "model.safetensors")
     config = load_config(folder / "config.yaml")
     slots = list(metrics["slots"])  # the model's own metadata is sorted by name
-    widths = {slot: int(facts["widths"][slot]) for slot in slots}
+    if sorted(slots) != sorted(facts.widths) or sorted(slots) != sorted(facts.features):
+        raise TriadError(
+            f"{folder}: metrics.json names the slots {', '.join(slots)}, its model {', '.join(facts.widths)}. "
+            "Train the run again with cli fit."
+        )
+    widths = {slot: facts.widths[slot] for slot in slots}
     nobody = torch.zeros(0)
     targets = [
-        Target(t["name"], t["kind"], list(t["classes"]), nobody, nobody.bool(), mean=t["mean"], scale=t["scale"])
-        for t in facts["targets"]
+        Target(t.name, t.kind, t.classes, nobody, nobody.bool(), mean=t.mean, scale=t.scale) for t in facts.targets
     ]
     try:
-        fusion = FusionConfig.model_validate(facts["fusion"])
+        fusion = FusionConfig.model_validate(facts.fusion)
         module = build_fusion(
             fusion.strategy, widths, fusion.hidden_dim, fusion.dropout, fusion.attention_heads, fusion.options
         )
-        model = FusionModel(module, widths, targets, fusion.dropout, facts.get("frames", ()))
+        model = FusionModel(module, widths, targets, fusion.dropout, facts.frames)
         model.load_state_dict(weights)
     except (TriadError, ValueError, RuntimeError) as error:
-        then = environment["packages"]["triad-fusion"]
+        then = environment["packages"].get("triad-fusion", "of an unknown version")
+        said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        reason = " ".join(said.split()[:40])
         raise TriadError(
-            f"{folder}: its weights do not fit the {facts['fusion'].get('strategy')} fusion of this version; "
-            f"triad-fusion {then} wrote them.\nTrain it again: cli fit --config {folder / 'config.yaml'}"
+            f"{folder}: its weights do not fit the {facts.fusion.get('strategy')} fusion of this version; "
+            f"triad-fusion {then} wrote them ({reason}).\nTrain it again: cli fit --config {folder / 'config.yaml'}"
         ) from error
-    features = {slot: str(facts["features"][slot]) for slot in slots}
+    if broken := broken_weight(model):
+        raise TriadError(
+            f"{folder / 'model.safetensors'}: {broken} holds NaN or infinity. Train the run again with cli fit."
+        )
+    features = {slot: facts.features[slot] for slot in slots}
     return LoadedRun(folder, config, metrics, environment, features, widths, model.frame_slots, targets, model.eval())
 
 
@@ -242,19 +274,18 @@ def _in_terms_of(learned: Target, found: Target, fixed_width: bool) -> tuple[Ten
     return truth, found.known
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise TriadError(f"{path} cannot be read ({error}). Train the run again with cli fit.") from error
-    return values
-
-
-def _read_model(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read_model(path: Path) -> tuple[_ModelFacts, dict[str, Tensor]]:
     """What `fusion.runs.write_model` wrote: facts and weights."""
     try:
         with safe_open(path, "pt") as file:
-            facts: dict[str, Any] = json.loads(file.metadata()["triad_fusion"])
-            return facts, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            facts = _ModelFacts.model_validate_json(file.metadata()["triad_fusion"])
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "its metadata"
+        raise TriadError(
+            f"{path} holds no model of a run ({where}: {first['msg']}). Train the run again with cli fit."
+        ) from error
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise TriadError(f"{path} holds no model of a run ({error}). Train the run again with cli fit.") from error
+    return facts, weights

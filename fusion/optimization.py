@@ -70,7 +70,11 @@ def _factor(step: int, *, n_steps: int, warmup: float, schedule: str) -> float:
 
 
 class SlotGradients:
-    """Norms and clipping of one model's gradients, slot by slot."""
+    """Norms and clipping of one model's gradients, slot by slot.
+
+    blown_up: the slots whose gradients were the first that are not finite; of all at once, the one that was largest
+    before; none while all are finite.
+    """
 
     def __init__(self, model: nn.Module, training: LoopConfig):
         self._by_slot = slot_parameters(model)
@@ -83,6 +87,8 @@ class SlotGradients:
                 own = {id(parameter) for parameter in parameters}
                 together = [parameter for parameter in together if id(parameter) not in own]
         self._together = together
+        self._before: dict[str, Tensor] = {}
+        self.blown_up: list[str] = []
 
     def clip(self) -> dict[str, Tensor]:
         """Scale gradients down to their limits. Returns each slot's norm, as it was before."""
@@ -90,6 +96,11 @@ class SlotGradients:
         for slot, limit in self._alone.items():
             torch.nn.utils.clip_grads_with_norm_(self._by_slot[slot], limit, norms[slot])
         torch.nn.utils.clip_grad_norm_(self._together, self._training.clip)
+        if not self.blown_up:
+            self.blown_up = [slot for slot, norm in norms.items() if not norm.isfinite()]
+            if self._before and len(self.blown_up) == len(norms):
+                self.blown_up = [max(self._before, key=lambda slot: float(self._before[slot]))]
+            self._before = norms
         return norms
 
 

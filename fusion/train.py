@@ -82,6 +82,8 @@ def train(
     """Fit one fusion on stored vectors. Raises `TriadError` as `train_model` does."""
     torch.manual_seed(seed)
     train_rows = _with_a_label(train_rows, targets)
+    for target in targets:
+        target.fitted_to(train_rows)  # refuses what cannot be learned, before a model is built for it
     module = build_fusion(
         fusion.strategy, data.widths, fusion.hidden_dim, fusion.dropout, fusion.attention_heads, fusion.options
     )
@@ -166,7 +168,9 @@ def train_model(
         seconds = time.perf_counter() - started
         losses = {"epoch": epoch, "train_loss": train_loss if epoch else None, "val_loss": val_loss, "seconds": seconds}
         state.history.append({**losses, **{f"gradient_norm.{slot}": norm for slot, norm in norms.items()}})
-        _check_finite(train_loss, val_loss, training, epoch, seed)
+        if gradients.blown_up or not (math.isfinite(train_loss) and math.isfinite(val_loss)):
+            culprits = gradients.blown_up or ([max(norms, key=lambda slot: norms[slot])] if norms else [])
+            raise _diverged(train_loss, val_loss, culprits, training, epoch, seed, checkpoint)
         if badness < state.best.badness:
             state.best = Best(badness, epoch, copy.deepcopy(averaged.model.state_dict()))
         if progress is not None:
@@ -201,13 +205,25 @@ def infer(
     return joined, None if weights[0] is None else torch.cat(weights)
 
 
-def _check_finite(train_loss: float, val_loss: float, training: LoopConfig, epoch: int, seed: int) -> None:
-    for loss in (train_loss, val_loss):
-        if not math.isfinite(loss):
-            raise TriadError(
-                f"The loss became {loss} in epoch {epoch} (seed {seed}). "
-                f"Lower the learning rate: --set {training.section}.lr={training.lr / 10:g}"
-            )
+def _diverged(
+    train_loss: float,
+    val_loss: float,
+    culprits: list[str],
+    training: LoopConfig,
+    epoch: int,
+    seed: int,
+    checkpoint: Checkpoint | None,
+) -> TriadError:
+    """Raised before this epoch's weights are kept or saved: what a checkpoint holds is from before."""
+    broken = [loss for loss in (train_loss, val_loss) if not math.isfinite(loss)]
+    what = f"The loss became {broken[0]}" if broken else "Gradients became infinite"
+    where = f"; the gradients of {', '.join(culprits)} blew up" if culprits else ""
+    saved = None if checkpoint is None else checkpoint.saved_epochs
+    kept = f"the checkpoint of epoch {saved}, {checkpoint.path}" if checkpoint and saved else "nothing of this training"
+    return TriadError(
+        f"{what} in epoch {epoch} (seed {seed}){where}. Lower the learning rate: "
+        f"--set {training.section}.lr={training.lr / 10:g}\nKept: {kept}; runs that were finished are as they were."
+    )
 
 
 def _with_a_label(rows: np.ndarray, targets: Sequence[Objective]) -> np.ndarray:

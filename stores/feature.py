@@ -19,6 +19,8 @@ from stores.record import Record
 HASH_BYTES = 16
 FLOAT16_MAX = 65504.0
 
+MAX_NAME_BYTES = 240  # of a folder on usual file systems: 255, less what a temporary name needs
+
 
 class Status(IntEnum):
     """Four different facts about a row of a feature."""
@@ -184,4 +186,9 @@ class Feature:
 def quoted(name: str) -> str:
     """A name as one path component: percent-encoded, and never hidden, `.` or `..`."""
     quoted = quote(name, safe=" ()[]{}+,=@")
+    if len(quoted) > MAX_NAME_BYTES:
+        raise StoreError(
+            f"The name {name[:40]!r}… is too long for a store: it takes {len(quoted):,} bytes of a path, where at most "
+            f"{MAX_NAME_BYTES} may be. Shorten it."
+        )
     return quoted.replace(".", "%2E", 1) if quoted.startswith(".") else quoted

@@ -113,6 +113,17 @@ def test_a_text_may_look_like_something_else(write, text):
         ("model.targets=[{name: a, kind: ordinal}]", r"model\.targets\.0\.kind is 'ordinal': .*'categorical'"),
         ("model.targets=[{name: ''}]", r"model\.targets\.0\.name is ''"),
         ("training=3", "training is 3"),
+        ("training.seeds=[-1]", r"training\.seeds\.0 is -1: .*greater than or equal to 0"),
+        ("training.seeds=[5000000000]", r"training\.seeds\.0 is 5000000000: .*less than 4294967296"),
+        ("training.seeds=[1, 1]", r"training\.seeds is \[1, 1\]: .*each seed once"),
+        ("model.fusion.dropout=1.5", "model.fusion.dropout is 1.5: .*less than 1"),
+        ("training.batch_size=1e12", "training.batch_size is 1000000000000.0: .*less than or equal to 10000000"),
+        ("training.epochs=1e12", "training.epochs is 1000000000000.0: .*less than or equal to 1000000"),
+        ("training.bootstrap=1e12", "training.bootstrap is 1000000000000.0: .*less than or equal to 1000000"),
+        ("model.fusion.hidden_dim=1e9", "model.fusion.hidden_dim is 1000000000.0: .*less than or equal to 65536"),
+        ("preprocessing.audio.duration=.inf", "preprocessing.audio.duration is inf: .*finite"),
+        ("training.seeds=[0x" + "f" * 9000 + "]", "training.seeds.0 is a number of thousands of digits"),
+        ("training.lr=" + "9" * 9000, r"training.lr is '9{20,100}\.\.\.9+': "),
         ("training", "--set takes KEY=VALUE, e.g. training.lr=3e-4, not 'training'"),
         ("=3", "--set takes KEY=VALUE"),
     ],
@@ -148,6 +159,39 @@ def test_what_is_not_yaml(write, text):
     with pytest.raises(ConfigError, match=r"config\.yaml is not YAML") as caught:
         load_config(write(text))
     assert "\n" not in str(caught.value)
+
+
+def anchors(first: str, each: str) -> str:
+    """Ten lines, the last of which stands for 10^9 times the first."""
+    lines = [f"a0: &a0 {first}"]
+    for level in range(1, 10):
+        lines.append(f"a{level}: &a{level} {each % ', '.join([f'*a{level - 1}'] * 10)}")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("!!python/object/apply:pathlib.Path.touch ['marker']", "could not determine a constructor for the tag"),
+        ("training: !!python/name:os.system ''", "could not determine a constructor for the tag"),
+        (anchors("[x]", "[%s]"), "more than 100,000 values"),
+        (anchors("{x: 1}", "{<<: [%s]}"), "more than 100,000 values"),  # a merge copies what it names
+        ("training: &self {lr: *self}", "more than 100,000 values"),
+        ("[" * 3000 + "]" * 3000, "nested too deeply"),
+    ],
+)
+def test_yaml_that_means_harm_ends_in_a_line(write, tmp_path, monkeypatch, text, reason):
+    path = write(text)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=rf"config\.yaml is not YAML: .*{reason}") as caught:
+        load_config(path)
+    assert "\n" not in str(caught.value) and not (tmp_path / "marker").exists()
+
+
+def test_anchors_may_save_typing(write):
+    path = write("training: &loop {lr: 0.1}\nfinetuning: {<<: *loop, epochs: 2}\n")
+    config = load_config(path)
+    assert config.training.lr == config.finetuning.lr == 0.1 and config.finetuning.epochs == 2
 
 
 @pytest.mark.parametrize(("text", "kind"), [("- a\n- b", "list"), ("just words", "str"), ("3", "int")])

@@ -60,6 +60,19 @@ def test_commands_in_the_documents_exist():
             assert name in COMMANDS, (document.name, name)
 
 
+def test_every_promise_of_the_security_document_has_its_test():
+    text = (ROOT / "SECURITY.md").read_text("utf-8")
+    named = set(re.findall(r"`(test_\w+)`", text))
+    defined = {
+        name
+        for path in (ROOT / "tests").glob("*.py")
+        for name in re.findall(r"^ *def (test_\w+)", path.read_text("utf-8"), re.MULTILINE)
+    }
+    assert len(named) > 20 and named <= defined, named - defined
+    for bullet in re.findall(r"^- .*(?:\n  .*)*", text.partition("## Not trusted")[2], re.MULTILINE):
+        assert "`test_" in bullet, bullet
+
+
 def test_no_file_of_a_package_is_ignored_by_git():
     """A pattern such as `demo/` once hid a whole package from every clone."""
     if not (ROOT / ".git").exists():

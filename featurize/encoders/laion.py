@@ -132,7 +132,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ConfigError(f"There is no file {path}; expected a LAION CLAP checkpoint (.pt).")
     try:
-        with torch.serialization.safe_globals(_NUMPY):  # type: ignore[arg-type]
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMPY):  # type: ignore[arg-type]
+            warnings.simplefilter("ignore")  # of pickle protocols
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except Exception as error:  # a damaged file raises whatever its bytes happen to say: IndexError, struct.error, …
         found = re.search(r"GLOBAL (\S+)", str(error))
@@ -140,6 +141,10 @@ def _read(path: Path) -> dict[str, Tensor]:
             raise ConfigError(
                 f"{path} holds {found[1]}, which is no tensor, number or plain container, and whose code will not be "
                 "run. Save the checkpoint's state_dict alone, or use a Hugging Face checkpoint."
+            ) from error
+        if isinstance(error, UnpicklingError):  # torch's own message tells how to run it all the same
+            raise ConfigError(
+                f"{path} holds something else than tensors, numbers and plain containers, and was not read."
             ) from error
         raise ConfigError(f"Cannot read {path} as a PyTorch checkpoint: {_first_line(error)}") from error
     state = content.get("state_dict", content) if isinstance(content, dict) else {}

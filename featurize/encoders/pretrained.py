@@ -23,6 +23,8 @@ import torch
 
 from featurize.errors import ConfigError
 
+CODE = "code that the checkpoint ships (auto_map), which is never run. Use a model that transformers itself has."
+
 
 def load_model(auto_class: Any, name_or_path: str, revision: str | None = None, **settings: Any) -> Any:
     """`auto_class.from_pretrained(…)` in float32, in evaluation mode. Raises `ConfigError`, one line that helps.
@@ -43,6 +45,7 @@ def load_model(auto_class: Any, name_or_path: str, revision: str | None = None, 
             output_loading_info=True,
             **settings,
         )
+    _refuse_code(name_or_path, getattr(model.config, "auto_map", None))
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key and "masked_spec_embed" not in key)
     if missing:  # transformers fills them with random numbers: vectors that mean nothing, and differ each time
         raise ConfigError(
@@ -62,6 +65,12 @@ def load_companion(auto_class: Any, name_or_path: str, revision: str | None = No
             local_files_only=_offline(),
             **settings,
         )
+
+
+def _refuse_code(name_or_path: str, auto_map: Any) -> None:
+    """transformers has a class of this model's type, yet the weights are of the one that the repository ships."""
+    if auto_map:
+        raise ConfigError(f"Cannot load {name_or_path}: its config.json asks for {CODE}")
 
 
 def recompute_activations(model: Any) -> bool:
@@ -101,6 +110,8 @@ def _explained(name_or_path: str, revision: str | None) -> Iterator[None]:
             f"Cannot load {name_or_path}: its .bin file of weights holds something else than tensors, and was not read."
         ) from error
     except Exception as error:  # a dozen kinds, from a missing file to a configuration of another model
+        if "trust_remote_code" in str(error):
+            raise ConfigError(f"Cannot load {name_or_path}: its configuration asks for {CODE}") from error
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         at = f"@{revision}" if revision else ""
         path = Path(name_or_path)

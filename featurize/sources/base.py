@@ -128,8 +128,9 @@ class Source:
             return None
         try:
             content = path.read_bytes()
-        except OSError as error:
-            raise UnreadableInput(f"cannot read {self.paths['text'][row]}: {error.strerror}") from error
+        except (OSError, ValueError) as error:  # ValueError: a NUL byte
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise UnreadableInput(f"cannot read {self.paths['text'][row]!r}: {reason}") from error
         try:
             return RawText(content.decode("utf-8-sig"))
         except UnicodeDecodeError:  # lyric collections of the 2000s; every byte string is valid in this codec
@@ -157,11 +158,19 @@ class Source:
 
     def _media_file(self, row: int, modality: str) -> Path | None:
         path = self.file(row, modality)
-        if path is None or path.is_file():
+        if path is None or is_file(path):
             return path
         if self.flags[modality][row] is False:  # the table says there is none, and there is none
             return None
         raise UnreadableInput(f"{self.paths[modality][row]} does not exist in {self.root}")
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that cannot be one is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # longer than a name may be, a NUL byte
+        return False
 
 
 def stays_inside(path: Path, root: Path) -> bool:

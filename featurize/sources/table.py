@@ -49,8 +49,7 @@ class SegmentTable:
         """A role's column as text; `None` for null and empty, and for a role the table does not have."""
         if role not in self.roles:
             return [None] * len(self)
-        values = pc.cast(self._table.column(self.roles[role]), pa.string()).to_pylist()
-        return [value or None for value in values]
+        return [value or None for value in self._as_text(role)]
 
     def numbers(self, role: str) -> tuple[np.ndarray, list[int]]:
         """float64 (N,), NaN where missing; and the rows whose cell is no finite number."""
@@ -75,7 +74,18 @@ class SegmentTable:
         """A has_… column as true, false, or `None` where missing or unknown."""
         if role not in self.roles:
             return [None] * len(self)
-        return parse_flags(self._table.column(self.roles[role]))
+        return parse_flags(pa.array(self._as_text(role), pa.string()))
+
+    def _as_text(self, role: str) -> list[str | None]:
+        column = self._table.column(self.roles[role])
+        try:
+            texts: list[str | None] = pc.cast(column, pa.string()).to_pylist()
+        except (pa.ArrowException, UnicodeDecodeError) as error:  # a list or structure; bytes that are not UTF-8
+            raise SourceError(
+                f"{self.path}: column {self.roles[role]!r} is to be the {role}, but holds {column.type} that is no "
+                f"text.\nSay which column it is: --set data.columns.{role}=NAME"
+            ) from error
+        return texts
 
 
 def read_table(path: Path, drop: tuple[str, ...] = ()) -> pa.Table:

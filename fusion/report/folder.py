@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from fusion.run_json import read_run_json
+from stores.errors import TriadError
 
 FUSION = "fusion"  # the model's name in history.parquet, as in fusion.evaluate, which would import torch
 
@@ -28,13 +30,20 @@ class RunFolder:
 
     @classmethod
     def read(cls, run: Path) -> RunFolder:
-        return cls(
-            metrics=json.loads((run / "metrics.json").read_text("utf-8")),
-            environment=json.loads((run / "environment.json").read_text("utf-8")),
-            config=(run / "config.yaml").read_text("utf-8"),
-            history=pq.read_table(run / "history.parquet"),
-            predictions=pq.read_table(run / "predictions.parquet"),
-        )
+        """Raises `TriadError` where a file is missing or damaged."""
+        metrics = read_run_json(run / "metrics.json", ("run", "slots", "targets"))
+        environment = read_run_json(run / "environment.json")
+        try:
+            return cls(
+                metrics=metrics,
+                environment=environment,
+                config=(run / "config.yaml").read_text("utf-8"),
+                history=pq.read_table(run / "history.parquet"),
+                predictions=pq.read_table(run / "predictions.parquet"),
+            )
+        except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+            reason = str(error).splitlines()[0]
+            raise TriadError(f"{run} is no whole run ({reason}). Train it again with cli fit.") from error
 
     @property
     def slots(self) -> list[str]:
