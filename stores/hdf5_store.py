@@ -90,7 +90,14 @@ class Hdf5Tree(ArrayTree):
                 if longest > array.dtype.itemsize:
                     array = self._lengthened(file, path, longest)
                 values = np.array(texts, dtype=array.dtype).reshape(values.shape)
-            array[start : start + len(values)] = values
+            try:
+                array[start : start + len(values)] = values
+            except OSError:  # the last chunk is read before it is written, and is damaged: make it anew
+                if start + len(values) != len(array):
+                    raise
+                array.resize(start, axis=0)
+                array.resize(start + len(values), axis=0)
+                array[start:] = values
 
     def stored_chunks(self, path: str) -> set[int]:
         with self._reading() as file:

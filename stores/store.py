@@ -30,8 +30,8 @@ from urllib.parse import unquote
 import numpy as np
 
 from stores.base import STRING, ArrayTree
-from stores.errors import StoreError
-from stores.feature import HASH_BYTES, Feature, quoted
+from stores.errors import DamagedStore, StoreError
+from stores.feature import HASH_BYTES, Feature, quoted, read_whole
 from stores.record import Record, check_complete, check_same, fingerprint
 
 FORMAT = 1
@@ -70,9 +70,14 @@ class Store:
             raise StoreError(
                 f"{tree.location} is no triad-fusion store of format {FORMAT} (it says {facts.get('format')!r})."
             )
-        self.n_segments: int = facts["n_segments"]
-        self.chunk_rows: int = facts["chunk_rows"]
-        self.source: Mapping[str, Any] = facts["source"]
+        try:
+            self.n_segments: int = facts["n_segments"]
+            self.chunk_rows: int = facts["chunk_rows"]
+            self.source: Mapping[str, Any] = facts["source"]
+        except KeyError as error:
+            raise DamagedStore(
+                f"{tree.location} is damaged: what describes it lacks {error}. Make it anew: cli ingest DATA --replace"
+            ) from error
 
     def __repr__(self) -> str:
         return (
@@ -127,8 +132,7 @@ class Store:
     def segment_column(self, name: str, rows: range | None = None) -> np.ndarray:
         """(N,); or of consecutive rows."""
         self._known("segment column", name, self.segment_columns())
-        path = f"segments/{quoted(name)}"
-        return self.tree.read(path) if rows is None else self.tree.read(path, rows.start, rows.stop)
+        return read_whole(self.tree, f"segments/{quoted(name)}", rows)
 
     def label_names(self) -> list[str]:
         return list(self.tree.attributes("labels")["columns"])
@@ -136,7 +140,7 @@ class Store:
     def label(self, name: str) -> np.ndarray:
         """(N,) or (N, K); a missing label is an empty text or NaN."""
         self._known("label", name, self.label_names())
-        return self.tree.read(f"labels/{quoted(name)}")
+        return read_whole(self.tree, f"labels/{quoted(name)}")
 
     # Splits
 
@@ -146,7 +150,7 @@ class Store:
     def split(self, name: str) -> Split:
         self._known("split", name, self.splits(), remedy="`cli split` makes one.")
         path = f"splits/{quoted(name)}"
-        return Split(name, self.tree.read(path), self.tree.attributes(path))
+        return Split(name, read_whole(self.tree, path), self.tree.attributes(path))
 
     def write_split(self, split: Split) -> None:
         """Freeze a split. The facts are written last: a split without them does not exist."""
@@ -165,7 +169,8 @@ class Store:
         facts = self.tree.attributes("alignment")
         if not facts:
             return None
-        return {unquote(name): self.tree.read(f"alignment/{name}") for name in self.tree.children("alignment")}, facts
+        names = self.tree.children("alignment")
+        return {unquote(name): read_whole(self.tree, f"alignment/{name}") for name in names}, facts
 
     def write_alignment(self, columns: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
         """Replace the measurement; the facts are written last."""

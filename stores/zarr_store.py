@@ -33,7 +33,8 @@ class ZarrTree(ArrayTree):
         self.location = str(path)
         if not (self.path / "zarr.json").is_file():
             raise StoreError(f"There is no store at {self.path}. `cli ingest DATA` makes one.")
-        self._root = zarr.open_group(self.path, mode="r+", zarr_format=3)
+        with self._told(""):
+            self._root = zarr.open_group(self.path, mode="r+", zarr_format=3)
         self._open: dict[str, zarr.Array[Any]] = {}
 
     def create(self, path: str, shape: tuple[int, ...], dtype: np.dtype[Any], chunk_rows: int) -> None:
@@ -84,10 +85,8 @@ class ZarrTree(ArrayTree):
         document = self.path / path / "zarr.json"
         if not document.is_file():
             return {}
-        try:
+        with self._told(path):
             attributes: Attributes = json.loads(document.read_text("utf-8")).get("attributes", {})
-        except ValueError as error:
-            raise DamagedStore(f"{document} is not readable as JSON ({error}).") from error
         return attributes
 
     def set_attributes(self, path: str, attributes: Attributes) -> None:
@@ -110,12 +109,24 @@ class ZarrTree(ArrayTree):
                     if time.time() - file.stat().st_mtime >= older_than_seconds:
                         file.unlink()
 
+    @contextmanager
+    def _told(self, path: str) -> Iterator[None]:
+        """What zarr-python and json raise where the description of a node is damaged, in our words."""
+        try:
+            yield
+        except OSError:
+            raise
+        except Exception as error:  # ValueError, KeyError, TypeError…, by what was hit
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise DamagedStore(f"{self.path / path / 'zarr.json'} cannot be read ({reason}).") from error
+
     def _array(self, path: str) -> zarr.Array[Any]:
         if path not in self._open:
             if _node_type(self.path / path) != "array":
                 raise StoreError(f"{self.location} has no array {path!r}.")
-            array = self._root[path]
-            assert isinstance(array, zarr.Array)
+            with self._told(path):
+                array = self._root[path]
+                assert isinstance(array, zarr.Array)
             # the option lives in the process, not in the file: without it an all-zero chunk would be left out
             self._open[path] = array.with_config({"write_empty_chunks": True})
         return self._open[path]
