@@ -7,6 +7,7 @@ be encoded again is marked pending first: whatever is killed in between, a row m
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from urllib.parse import quote
 
@@ -27,6 +28,16 @@ class Status(IntEnum):
     PRESENT = 1  # its vector stands in the store
     ABSENT = 2  # the segment has no such modality
     FAILED = 3  # it has one that could not be encoded; the reason is kept
+
+
+@dataclass(frozen=True)
+class WholeRows:
+    """status: uint8 (n,). vectors: float (n, D). Where asked for, frames: float (n, T, D), n_frames: uint16 (n,)."""
+
+    status: np.ndarray
+    vectors: np.ndarray
+    frames: np.ndarray | None = None
+    n_frames: np.ndarray | None = None
 
 
 class Feature:
@@ -101,6 +112,17 @@ class Feature:
     def n_frames(self, rows: range | None = None) -> np.ndarray:
         """uint16 (N,): how many frames a row has; 0 where it is not present. Raises `DamagedStore`."""
         return self._read_stored("n_frames", rows)
+
+    def whole_rows(self, rows: range | None = None, *, with_frames: bool = False) -> WholeRows:
+        """Statuses, vectors and frames that belong together, though another process may be writing. `DamagedStore`.
+
+        A row that was written while it was read, as its status and its hash tell, is pending.
+        """
+        status, hashes = self.status(rows), self.input_hashes(rows)
+        vectors = self.vectors(rows)
+        frames, n_frames = (self.frames(rows), self.n_frames(rows)) if with_frames else (None, None)
+        changed = (self.status(rows) != status) | (self.input_hashes(rows) != hashes).any(axis=1)
+        return WholeRows(np.where(changed, np.uint8(Status.PENDING), status), vectors, frames, n_frames)
 
     def write_chunk(
         self,

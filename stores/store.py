@@ -21,7 +21,8 @@ How a chunk of a feature is written so that it survives being killed: `stores/fe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -30,6 +31,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from stores.base import STRING, ArrayTree
+from stores.claim import claimed
 from stores.errors import DamagedStore, StoreError
 from stores.feature import HASH_BYTES, Feature, quoted, read_whole
 from stores.record import Record, check_complete, check_same, fingerprint
@@ -65,7 +67,7 @@ class Store:
 
     def __init__(self, tree: ArrayTree):
         self.tree = tree
-        facts = tree.attributes("")
+        self._facts = facts = tree.attributes("")
         if facts.get("format") != FORMAT:
             raise StoreError(
                 f"{tree.location} is no triad-fusion store of format {FORMAT} (it says {facts.get('format')!r})."
@@ -112,6 +114,7 @@ class Store:
         for name in gone:
             self.tree.delete(f"labels/{quoted(name)}")
         _put_facts(self.tree, self.n_segments, self.chunk_rows, source)
+        self._facts = self.tree.attributes("")
         self.source = source
 
     # Segments and labels
@@ -236,6 +239,14 @@ class Store:
         feature = self.feature(name)
         check_same(name, feature.record, record)
         return feature
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[None]:
+        """While the block runs no other process writes this feature. Raises `StoreError` where one does."""
+        with claimed(self.tree.claims, name):
+            if self.tree.attributes("") != self._facts:  # rows may be others than they were
+                raise StoreError(f"{self.tree.location} was written anew just now. Give the same command again.")
+            yield
 
     def delete_feature(self, name: str) -> None:
         slot, _, encoder = name.partition("/")
