@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 
 from featurize.errors import UnknownName
 from fusion.config import Config, dump_yaml
-from stores.errors import TriadError
+from stores.errors import TriadError, disk_told
 
 CHECKPOINTS = "checkpoints"  # of trainings that are not finished, in a run that is not
 PACKAGES = ("triad-fusion", "torch", "numpy", "scikit-learn", "zarr", "pyarrow")
@@ -67,7 +67,8 @@ def new_run(runs: Path, name: str) -> Iterator[Path]:
             shutil.rmtree(left)
         elif left.name != CHECKPOINTS:
             left.unlink()
-    yield partial
+    with disk_told(partial):
+        yield partial
     shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)

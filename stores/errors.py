@@ -42,7 +42,7 @@ def disk_message(error: OSError, path: object = None) -> str | None:
     number = error.errno or next((n for n in DISK if os.strerror(n) in str(error)), None)  # pyarrow tells it in words
     if number not in DISK:
         return None
-    where = path or error.filename or "a file"
+    where = error.filename or path or "a file"
     return f"{where} cannot be written: {os.strerror(number)}. Put that right, and give the same command again."
 
 
@@ -55,4 +55,4 @@ def disk_told(path: object) -> Iterator[None]:
         message = disk_message(error, path)
         if message is None:
             raise
-        raise DiskError(f"{message} What is marked present is whole.") from error
+        raise DiskError(f"{message} What was finished is kept.") from error
