@@ -26,7 +26,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from featurize.errors import UnknownName
 from fusion.config import Config, dump_yaml
@@ -98,7 +98,7 @@ def write_table(path: Path, columns: Mapping[str, Any]) -> None:
 def write_model(path: Path, weights: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Weights as safetensors, and as metadata what is needed to build the module that takes them."""
     tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
-    save_file(tensors, path, metadata={"triad_fusion": json.dumps(facts, sort_keys=True)})
+    path.write_bytes(save(tensors, metadata={"triad_fusion": json.dumps(facts, sort_keys=True)}))
 
 
 def environment(**facts: Any) -> dict[str, Any]:
