@@ -64,12 +64,17 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
-        from stores.errors import TriadError
+        from stores.errors import TriadError, disk_message
 
         try:
             return super().invoke(ctx)
         except TriadError as error:
             raise UserMistake(str(error)) from error
+        except OSError as error:  # no space, no permission: the system's refusal is no bug
+            message = disk_message(error)
+            if message is None:
+                raise
+            raise UserMistake(message) from error
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

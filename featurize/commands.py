@@ -105,6 +105,7 @@ def split_command(project: Project, replace: bool, **options: Any) -> None:
 @click.option("--as", "save_as", help="Store the feature under this name instead of the encoder's.")
 @click.option("--replace", is_flag=True, help="Write the feature anew, e.g. after changing options.")
 @click.option("--retry-failed", is_flag=True, help="Try failed rows again though their input is the same.")
+@click.option("--repair", is_flag=True, help="Look for damaged chunks first; encode their rows again, and no others.")
 @click.option("--option", "option_pairs", multiple=True, metavar="KEY=VALUE", help="An option of the encoder.")
 @click.option("--split", "split_name", help="The split whose training part an encoder is fitted on.")
 @click.option("--workers", type=click.IntRange(0), default=None, help="Processes that prepare. [default: all cores]")
@@ -180,7 +181,9 @@ def featurize_command(
     if as_json:
         facts = {key: value for key, value in vars(done.extraction).items() if key != "new_failures"}
         audited = vars(done.audit) if done.audit else None
-        shown = {"feature": done.feature.name, "width": done.feature.width, **facts, "audit": audited}
+        repaired = [[rows.start, rows.stop] for rows in done.repaired]
+        shown = {"feature": done.feature.name, "width": done.feature.width, **facts, "repaired": repaired}
+        shown["audit"] = audited
         click.echo(json.dumps(shown, indent=2))
         raise SystemExit(0 if done.audit is None or done.audit.passed else 1)
     e = done.extraction
@@ -194,6 +197,9 @@ def featurize_command(
         f"  this run: {e.encoded:,} encoded, {e.copied:,} copied from equal inputs, {e.unchanged:,} unchanged,"
         f" in {e.seconds:.1f} s"
     )
+    if settings["repair"]:
+        rows = ", ".join(f"{rows.start} to {rows.stop - 1}" for rows in done.repaired)
+        click.echo(f"  {f'repaired: rows {rows}' if rows else 'nothing was damaged'}")
     _show_failures(store.ids, e.new_failures)
     if done.new_rows:
         click.echo(f"  {done.new_rows:,} segments of the data are not in the store; `cli ingest` adds them.")

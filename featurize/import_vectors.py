@@ -148,6 +148,8 @@ def add_features(store: Store, wanted: Sequence[Wanted], dtype: str, *, replace:
                 f"{w.column}={w.feature.partition('/')[0]}/NAME, or pass --replace."
             )
     with ExitStack() as exits:
+        for w in wanted:
+            exits.enter_context(store.writing(w.feature))
         columns = [_Column(w, store.ids, exits) for w in wanted]
         for column in columns:
             column.write(store, dtype)

@@ -28,6 +28,7 @@ from stores import open_store
 from stores.backends import new_tree
 from stores.base import STRING
 from stores.carry import carry_over
+from stores.claim import all_claimed, claims_of
 from stores.store import DEFAULT_CHUNK_ROWS, Store
 
 EXAMPLES = 3
@@ -122,7 +123,8 @@ def write_store(
 ) -> tuple[Store, Written]:
     """The store of a checked dataset. One that exists is kept as far as its segments are still there.
 
-    Raises `SourceError` while errors stand, or where segments are gone or regrouped and `replace` is false.
+    Raises `SourceError` while errors stand, or where segments are gone or regrouped and `replace` is false, and
+    `StoreError` where another process writes a feature of a store that must be made anew.
     """
     refuse_errors(found)
     facts = describe_source(found.source, store_path)
@@ -134,7 +136,8 @@ def write_store(
             return open_store(store_path), Written.RENEWED
         chunk_rows = old.chunk_rows
     store_path.parent.mkdir(parents=True, exist_ok=True)
-    with new_tree(store_path, replace=store_path.exists()) as tree:
+    writers = all_claimed(claims_of(store_path), old.features() if old is not None else [])
+    with writers, new_tree(store_path, replace=store_path.exists()) as tree:
         store = Store.create(tree, found.segments, found.labels, facts, chunk_rows)
         if old is not None:
             carry_over(old, store)

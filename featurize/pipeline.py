@@ -21,6 +21,7 @@ from featurize.segments import UnreadableInput
 from featurize.sources import Source
 from featurize.trained import load_trained
 from stores.feature import Feature
+from stores.repair import mark_damaged_pending
 from stores.store import Part, Split, Store
 
 
@@ -30,6 +31,7 @@ class Featurized:
     extraction: Extraction
     fitted_on: str | None  # the split, where the encoder was fitted in this run
     new_rows: int  # segments of the source that the store does not know
+    repaired: list[range]  # the rows of chunks that were damaged, with `repair`
     audit: Audit | None
 
 
@@ -49,14 +51,17 @@ def featurize(
     device: str = "auto",
     precision: str = "fp32",
     retry_failed: bool = False,
+    repair: bool = False,
     audit_rows: int = 0,
     progress: Progress | None = None,
 ) -> Featurized:
     """Encode every segment that is not encoded yet, or whose input changed, into `<modality>/<save_as or encoder>`.
 
     frames: keep up to so many time-pooled frames a segment beside its vector. audit_rows: encode so many again.
+    repair: look for damaged chunks of the feature first, and encode their rows again, too.
     Raises `RecordMismatch` where another encoder wrote the feature and `replace` is false, `SourceError` where the
-    raw data is gone or an encoder cannot be fitted, `ConfigError` where it cannot do what is asked.
+    raw data is gone or an encoder cannot be fitted, `ConfigError` where it cannot do what is asked, `StoreError`
+    where another process writes this feature.
     """
     set_up(encoder, device, precision)
     if batch_budget is not None:
@@ -64,39 +69,46 @@ def featurize(
     if frames and not encoder.has_frames:
         raise ConfigError(f"Encoder {encoder.name} has no frames; leave --frames away.")
     name = f"{encoder.modality}/{save_as or encoder.name}"
-    rows = StoreRows(store, source, encoder.modality)
-    store.tree.remove_leftovers()
-    fitted_on = None
-    if encoder.must_fit:
-        if name in store.features() and not replace:
-            _take_over_state(encoder, store.feature(name))
-        else:
-            split = store.split(split_name)
-            _fit(encoder, store, rows, split)
-            fitted_on = split.name
-    if replace:  # not before the new encoder is ready: a mistake must not cost the old feature
-        store.delete_feature(name)
-    feature = store.open_feature(
-        name,
-        encoder.record.to_dict(),
-        dtype=np.dtype(dtype),
-        state=encoder.state_arrays() if encoder.must_fit else None,
-        frames=frames,
-    )
-    if frames and feature.max_frames != frames:
-        has = f"up to {feature.max_frames} frames a row" if feature.has_frames else "no frames"
-        raise ConfigError(f"{name} was written with {has}, not {frames}. Keep both with --as NAME, or pass --replace.")
-    extraction = extract(
-        feature,
-        encoder,
-        rows,
-        workers=workers,
-        batch_size=batch_size,
-        retry_failed=retry_failed,
-        progress=progress,
-    )
-    found = audit(feature, encoder, rows, audit_rows) if audit_rows else None
-    return Featurized(feature, extraction, fitted_on, rows.n_new, found)
+    with store.writing(name):
+        rows = StoreRows(store, source, encoder.modality)
+        store.tree.remove_leftovers()
+        fitted_on = None
+        if repair and (replace or name not in store.features()):
+            why = "--replace writes all of it anew" if replace else f"{store.tree.location} has no {name}"
+            raise ConfigError(f"There is nothing to repair: {why}. Leave --repair away.")
+        if encoder.must_fit:
+            if not replace and name in store.features():
+                _take_over_state(encoder, store.feature(name))
+            else:
+                split = store.split(split_name)
+                _fit(encoder, store, rows, split)
+                fitted_on = split.name
+        if replace:  # not before the new encoder is ready: a mistake must not cost the old feature
+            store.delete_feature(name)
+        feature = store.open_feature(
+            name,
+            encoder.record.to_dict(),
+            dtype=np.dtype(dtype),
+            state=encoder.state_arrays() if encoder.must_fit else None,
+            frames=frames,
+        )
+        if frames and feature.max_frames != frames:
+            has = f"up to {feature.max_frames} frames a row" if feature.has_frames else "no frames"
+            raise ConfigError(
+                f"{name} was written with {has}, not {frames}. Keep both with --as NAME, or pass --replace."
+            )
+        repaired = mark_damaged_pending(store, feature) if repair else []
+        extraction = extract(
+            feature,
+            encoder,
+            rows,
+            workers=workers,
+            batch_size=batch_size,
+            retry_failed=retry_failed,
+            progress=progress,
+        )
+        found = audit(feature, encoder, rows, audit_rows) if audit_rows else None
+        return Featurized(feature, extraction, fitted_on, rows.n_new, repaired, found)
 
 
 def open_encoder(name: str, options: Mapping[str, Any] | None = None, *, trained: Path = Path("encoders")) -> Encoder:

@@ -6,6 +6,7 @@ history. It is read with `weights_only`: nothing is unpickled.
 
 from __future__ import annotations
 
+import io
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,7 +96,9 @@ class Checkpoint:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
-        torch.save({**state.to_dict(), "key": self.key}, partial)
+        content = io.BytesIO()  # `torch.save` to a path tells a full disk as a RuntimeError without a reason
+        torch.save({**state.to_dict(), "key": self.key}, content)
+        partial.write_bytes(content.getbuffer())
         partial.replace(self.path)
         self.saved_epochs = len(state.history)
         self._saved_at = time.monotonic()

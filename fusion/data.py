@@ -152,7 +152,8 @@ def load_segments(
     vectors, present, frames, n_frames = {}, [], {}, {}
     for slot, name in features.items():
         feature = store.feature(name)
-        status = feature.status()
+        whole = feature.whole_rows(with_frames=with_frames and feature.has_frames)
+        status = whole.status
         pending = int((status == Status.PENDING).sum())
         if pending and not allow_pending:
             raise StoreError(
@@ -160,11 +161,11 @@ def load_segments(
                 f"Finish it with {command_for(feature.record)}, or count them as missing with"
                 " --allow-pending."
             )
-        vectors[slot] = torch.from_numpy(feature.vectors())
+        vectors[slot] = torch.from_numpy(whole.vectors)
         present.append(torch.from_numpy(status == Status.PRESENT))
-        if with_frames and feature.has_frames:
-            frames[slot] = torch.from_numpy(feature.frames())
-            n_frames[slot] = torch.from_numpy(feature.n_frames().astype(np.int64))
+        if whole.frames is not None and whole.n_frames is not None:
+            frames[slot] = torch.from_numpy(whole.frames)
+            n_frames[slot] = torch.from_numpy(whole.n_frames.astype(np.int64))
     return SegmentData(dict(features), vectors, torch.stack(present, dim=1), store.ids, store.groups, frames, n_frames)
 
 

@@ -26,11 +26,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from featurize.errors import UnknownName
 from fusion.config import Config, dump_yaml
-from stores.errors import TriadError
+from stores.errors import TriadError, disk_told
 
 CHECKPOINTS = "checkpoints"  # of trainings that are not finished, in a run that is not
 PACKAGES = ("triad-fusion", "torch", "numpy", "scikit-learn", "zarr", "pyarrow")
@@ -67,7 +67,8 @@ def new_run(runs: Path, name: str) -> Iterator[Path]:
             shutil.rmtree(left)
         elif left.name != CHECKPOINTS:
             left.unlink()
-    yield partial
+    with disk_told(partial):
+        yield partial
     shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
@@ -97,7 +98,7 @@ def write_table(path: Path, columns: Mapping[str, Any]) -> None:
 def write_model(path: Path, weights: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Weights as safetensors, and as metadata what is needed to build the module that takes them."""
     tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
-    save_file(tensors, path, metadata={"triad_fusion": json.dumps(facts, sort_keys=True)})
+    path.write_bytes(save(tensors, metadata={"triad_fusion": json.dumps(facts, sort_keys=True)}))
 
 
 def environment(**facts: Any) -> dict[str, Any]:

@@ -32,14 +32,14 @@ class SlotInput:
 
 def stored_input(feature: Feature, rows: range, with_frames: bool) -> SlotInput:
     """Of consecutive rows. What is not present is missing: absent, failed or pending. Raises `DamagedStore`."""
-    status = feature.status(rows)
+    whole = feature.whole_rows(rows, with_frames=with_frames)
     reasons = feature.failures(rows)
     return SlotInput(
-        torch.from_numpy(feature.vectors(rows)),
-        torch.from_numpy(status == Status.PRESENT),
-        torch.from_numpy(feature.frames(rows)) if with_frames else None,
-        torch.from_numpy(feature.n_frames(rows).astype(np.int64)) if with_frames else None,
-        {row: str(reasons[row]) for row in np.flatnonzero(status == Status.FAILED).tolist()},
+        torch.from_numpy(whole.vectors),
+        torch.from_numpy(whole.status == Status.PRESENT),
+        torch.from_numpy(whole.frames) if whole.frames is not None else None,
+        torch.from_numpy(whole.n_frames.astype(np.int64)) if whole.n_frames is not None else None,
+        {row: str(reasons[row]) for row in np.flatnonzero(whole.status == Status.FAILED).tolist()},
     )
 
 

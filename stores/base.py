@@ -12,6 +12,7 @@ Conventions
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ class ArrayTree(ABC):
     """A backend. Subclass it, and `tests/stores_contract.py` tests it."""
 
     location: str  # for messages: a path, or "memory"
+    claims: Path | None = None  # the folder where writers of features say who they are (`stores.claim`)
 
     @abstractmethod
     def create(self, path: str, shape: tuple[int, ...], dtype: np.dtype[Any], chunk_rows: int) -> None:

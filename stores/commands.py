@@ -45,23 +45,31 @@ def inspect_command(store_path: Path, as_json: bool) -> None:
 
 @click.command("verify")
 @store_option
-def verify_command(store_path: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def verify_command(store_path: Path, as_json: bool) -> None:
     """Read every chunk back and check it against its checksum. Exits 1 where something is damaged.
+
+    Each damaged chunk is named with its feature, array and rows; then what to do about them.
 
     \b
     Example:
       cli verify --store features.zarr
     """
     from stores import open_store
-    from stores.verify import verify
+    from stores.verify import remedies, verify
 
-    damages = list(verify(open_store(store_path)))
+    store = open_store(store_path)
+    damages = list(verify(store))
+    todo = remedies(store, damages)
+    if as_json:
+        click.echo(json.dumps({"damaged": [vars(damage) for damage in damages], "remedies": todo}, indent=2))
+        raise SystemExit(1 if damages else 0)
     for damage in damages:
         click.echo(str(damage))
     if damages:
-        click.echo(
-            f"{len(damages)} damaged chunks in {store_path}. Write them again: cli featurize or import, --replace."
-        )
+        click.echo(f"{len(damages)} damaged in {store_path}. What to do:")
+        for line in todo:
+            click.echo(f"  {line}")
         raise SystemExit(1)
     click.echo(f"{store_path}: every chunk is there and matches its checksum.")
 

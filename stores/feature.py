@@ -7,6 +7,7 @@ be encoded again is marked pending first: whatever is killed in between, a row m
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from urllib.parse import quote
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from stores.base import STRING, ArrayTree
 from stores.errors import DamagedStore, StoreError
-from stores.record import Record
+from stores.record import Record, command_for, repair_command
 
 HASH_BYTES = 16
 FLOAT16_MAX = 65504.0
@@ -31,6 +32,16 @@ class Status(IntEnum):
     FAILED = 3  # it has one that could not be encoded; the reason is kept
 
 
+@dataclass(frozen=True)
+class WholeRows:
+    """status: uint8 (n,). vectors: float (n, D). Where asked for, frames: float (n, T, D), n_frames: uint16 (n,)."""
+
+    status: np.ndarray
+    vectors: np.ndarray
+    frames: np.ndarray | None = None
+    n_frames: np.ndarray | None = None
+
+
 class Feature:
     """What one encoder under one configuration wrote for every segment. Get one from `Store`."""
 
@@ -40,10 +51,17 @@ class Feature:
         self.slot, _, self.encoder = name.partition("/")
         self._path = f"features/{quoted(self.slot)}/{quoted(self.encoder)}"
         self._facts = tree.attributes(self._path)
-        self.record: Record = self._facts["record"]
-        self.fingerprint: str = self._facts["fingerprint"]
-        (self.n_segments, self.width), self.dtype, self.chunk_rows = tree.layout(self._vectors_path)
-        self.max_frames: int = tree.layout(self.array_path(self._facts["frames"]))[0][1] if self.has_frames else 0
+        try:
+            self.record: Record = self._facts["record"]
+            self.fingerprint: str = self._facts["fingerprint"]
+            (self.n_segments, self.width), self.dtype, self.chunk_rows = tree.layout(self._vectors_path)
+            self.max_frames: int = tree.layout(self.array_path(self._facts["frames"]))[0][1] if self.has_frames else 0
+            list(self._facts["state"]), command_for(self.record)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DamagedStore(
+                f"{tree.location}: what describes {name} is damaged ({type(error).__name__}: {error}). "
+                f"Write it anew: cli featurize --encoder {self.encoder} --replace"
+            ) from error
 
     def __repr__(self) -> str:
         return f"<Feature {self.name} {self.n_segments} x {self.width} {self.dtype}>"
@@ -94,8 +112,19 @@ class Feature:
         return self._read_stored("frames", rows)
 
     def n_frames(self, rows: range | None = None) -> np.ndarray:
-        """uint16 (N,): how many frames a row has; 0 where it is not present."""
-        return self._read("n_frames", rows)
+        """uint16 (N,): how many frames a row has; 0 where it is not present. Raises `DamagedStore`."""
+        return self._read_stored("n_frames", rows)
+
+    def whole_rows(self, rows: range | None = None, *, with_frames: bool = False) -> WholeRows:
+        """Statuses, vectors and frames that belong together, though another process may be writing. `DamagedStore`.
+
+        A row that was written while it was read, as its status and its hash tell, is pending.
+        """
+        status, hashes = self.status(rows), self.input_hashes(rows)
+        vectors = self.vectors(rows)
+        frames, n_frames = (self.frames(rows), self.n_frames(rows)) if with_frames else (None, None)
+        changed = (self.status(rows) != status) | (self.input_hashes(rows) != hashes).any(axis=1)
+        return WholeRows(np.where(changed, np.uint8(Status.PENDING), status), vectors, frames, n_frames)
 
     def write_chunk(
         self,
@@ -117,7 +146,8 @@ class Feature:
         assert self.has_frames == (frames is not None) == (n_frames is not None)
         at = np.asarray(rows) - chunk.start
         new_status = self.status(chunk)
-        if (new_status[at] != Status.PENDING).any():
+        is_new = chunk.start // self.chunk_rows not in self._tree.stored_chunks(self.array_path("status"))
+        if is_new or (new_status[at] != Status.PENDING).any():  # is_new: values without statuses beside them are damage
             new_status[at] = Status.PENDING
             self._tree.write(f"{self._path}/status", chunk.start, new_status)
         too_large = (np.abs(values).max(initial=0) > FLOAT16_MAX for values in (vectors, frames) if values is not None)
@@ -136,9 +166,21 @@ class Feature:
         new_status[at] = status
         self._tree.write(f"{self._path}/status", chunk.start, new_status)
 
+    def forget_chunk(self, chunk: range) -> None:
+        """All rows of a chunk pending, its arrays as new, whatever stands there now. Statuses come first."""
+        for name in reversed(self.array_names()):
+            shape, dtype, _ = self._tree.layout(self.array_path(name))
+            self._tree.write(self.array_path(name), chunk.start, np.zeros((len(chunk), *shape[1:]), dtype))
+
     def state(self) -> dict[str, np.ndarray]:
-        """Weights of an encoder that was fitted for this store, by name; empty for others."""
-        return {name: self._tree.read(f"{self._path}/state/{quoted(name)}") for name in self._facts["state"]}
+        """Weights of an encoder that was fitted for this store, by name; empty for others. Raises `DamagedStore`."""
+        try:
+            return {name: read_whole(self._tree, f"{self._path}/state/{quoted(name)}") for name in self._facts["state"]}
+        except DamagedStore as error:
+            raise DamagedStore(
+                f"{self._tree.location}: what {self.name} learned is damaged (`cli verify` says where), and cannot be "
+                f"repaired. Write it anew: {command_for(self.record)} --replace"
+            ) from error
 
     def array_names(self) -> list[str]:
         """The row arrays of this feature, vectors first."""
@@ -149,22 +191,34 @@ class Feature:
         return f"{self._path}/{name}"
 
     def _read(self, name: str, rows: range | None) -> np.ndarray:
-        path = f"{self._path}/{name}"
-        return self._tree.read(path) if rows is None else self._tree.read(path, rows.start, rows.stop)
+        try:
+            path = self.array_path(name)
+            return self._tree.read(path) if rows is None else self._tree.read(path, rows.start, rows.stop)
+        except DamagedStore as error:
+            reason = str(error.__cause__ or error).splitlines()[0]
+            raise self._damaged(f"{name} of some rows cannot be read ({reason})") from error
 
     def _read_stored(self, kind: str, rows: range | None) -> np.ndarray:
-        """Vectors or frames. A chunk that is gone reads as zeros, and must not be taken for them."""
+        """Vectors, frames or their number. A chunk that is gone reads as zeros, and must not be taken for them."""
+        name = self._facts.get(kind) or kind
         status = self.status(rows)
-        stored = self._tree.stored_chunks(self.array_path(self._facts[kind]))
+        values = self._read(name, rows)
+        # after reading: what is still there now was there then
+        stored = self._tree.stored_chunks(self.array_path(name))
         for number, chunk in enumerate(self.chunks()):
             first = 0 if rows is None else rows.start
             part = status[max(chunk.start - first, 0) : max(chunk.stop - first, 0)]
             if number not in stored and (part == Status.PRESENT).any():
-                raise DamagedStore(
-                    f"{self._tree.location}: {self.name}, rows {chunk.start} to {chunk.stop - 1}: the {kind} are gone "
-                    "though the rows are marked present. `cli verify` lists every damaged chunk."
+                raise self._damaged(
+                    f"rows {chunk.start} to {chunk.stop - 1}: the {kind} are gone though the rows are marked present"
                 )
-        return self._read(self._facts[kind], rows)
+        return values
+
+    def _damaged(self, what: str) -> DamagedStore:
+        return DamagedStore(
+            f"{self._tree.location}: {self.name} is damaged: {what}. `cli verify` lists every damaged chunk; "
+            f"`{repair_command(self.name, self.record)}` writes them again."
+        )
 
     def _widen_to_float32(self) -> None:
         narrow = {kind: self._facts[kind] for kind in ("vectors", "frames") if self._facts.get(kind)}
@@ -181,6 +235,23 @@ class Feature:
         for name in narrow.values():
             self._tree.delete(self.array_path(name))
         self.dtype = np.dtype(np.float32)
+
+
+def read_whole(tree: ArrayTree, path: str, rows: range | None = None) -> np.ndarray:
+    """An array, or rows of it, that was written as a whole. Raises `DamagedStore` where a chunk is gone.
+
+    A missing chunk reads as zeros, which a split would take for its training part.
+    """
+    values = tree.read(path) if rows is None else tree.read(path, rows.start, rows.stop)
+    shape, _, chunk_rows = tree.layout(path)
+    gone = set(range(-(-shape[0] // chunk_rows))) - tree.stored_chunks(path)
+    if gone:
+        first = min(gone) * chunk_rows
+        raise DamagedStore(
+            f"{tree.location}: {path}, rows {first} to {min(first + chunk_rows, shape[0]) - 1} are gone. "
+            "`cli verify` lists every damaged chunk, and what to do."
+        )
+    return values
 
 
 def quoted(name: str) -> str:

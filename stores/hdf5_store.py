@@ -38,7 +38,8 @@ import numpy as np
 
 from stores.appear import appearing
 from stores.base import STRING, ArrayTree, Attributes
-from stores.errors import DamagedStore, StoreError
+from stores.claim import claims_of
+from stores.errors import DamagedStore, StoreError, disk_message, disk_told
 from stores.journal import JournaledFile
 
 LIBVER = ("v110", "v110")  # checksums on all metadata, and no newer a library than that to read it
@@ -54,6 +55,7 @@ class Hdf5Tree(ArrayTree):
         """Open an existing store. Raises `StoreError` where there is none, `DamagedStore` where the file is cut off."""
         self.path = Path(path)
         self.location = str(path)
+        self.claims = claims_of(self.path)
         self._journaled = JournaledFile(self.path)
         if not self.path.is_file():
             raise StoreError(f"There is no store at {self.path}. `cli ingest DATA` makes one.")
@@ -90,7 +92,14 @@ class Hdf5Tree(ArrayTree):
                 if longest > array.dtype.itemsize:
                     array = self._lengthened(file, path, longest)
                 values = np.array(texts, dtype=array.dtype).reshape(values.shape)
-            array[start : start + len(values)] = values
+            try:
+                array[start : start + len(values)] = values
+            except OSError:  # the last chunk is read before it is written, and is damaged: make it anew
+                if start + len(values) != len(array):
+                    raise
+                array.resize(start, axis=0)
+                array.resize(start + len(values), axis=0)
+                array[start:] = values
 
     def stored_chunks(self, path: str) -> set[int]:
         with self._reading() as file:
@@ -146,6 +155,8 @@ class Hdf5Tree(ArrayTree):
         try:
             yield
         except (OSError, RuntimeError, KeyError, ValueError) as error:
+            if isinstance(error, OSError) and disk_message(error):
+                raise
             raise DamagedStore(f"{self.location} cannot be read: {str(error).splitlines()[0]}") from error
 
     def _array(self, file: h5py.File, path: str) -> h5py.Dataset:
@@ -184,7 +195,7 @@ class _NewHdf5Tree(Hdf5Tree):
 
     @contextmanager
     def _reading(self) -> Iterator[h5py.File]:
-        with self._told():
+        with disk_told(self.location), self._told():
             yield self._file
 
     _writing = _reading

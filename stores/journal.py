@@ -24,11 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from stores.errors import DamagedStore, StoreError
-
-try:
-    import fcntl
-except ImportError:  # Windows has none: there, one process at a time
-    fcntl = None  # type: ignore[assignment]
+from stores.flock import is_still, lock
 
 PAGE_BYTES = 16384
 MAGIC = b"TRIADJ1\n"
@@ -124,8 +120,8 @@ class JournaledFile:
         until = time.monotonic() + WAIT_SECONDS
         while True:
             with self.path.open("rb") as file:
-                if _lock(file, exclusive):
-                    if _is_still(file, self.path):
+                if lock(file, exclusive=exclusive) is not False:  # without locks: one process at a time
+                    if is_still(file, self.path):
                         yield
                         return
                 elif time.monotonic() > until:
@@ -203,22 +199,3 @@ class Overlay(io.RawIOBase):
     def _stored_page(self, number: int) -> bytearray:
         self._file.seek(number * PAGE_BYTES)
         return bytearray(self._file.read(PAGE_BYTES).ljust(PAGE_BYTES, b"\0"))
-
-
-def _lock(file: BinaryIO, exclusive: bool) -> bool:
-    """Whether the lock could be had; closing the file gives it back."""
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(file, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks: there, one process at a time
-        return True
-    return True
-
-
-def _is_still(file: BinaryIO, path: Path) -> bool:
-    """Whether `path` still leads to this file; it may have been replaced while we waited."""
-    here, there = os.fstat(file.fileno()), path.stat()
-    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)

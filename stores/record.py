@@ -78,6 +78,15 @@ def command_for(record: Record) -> str:
     return f"cli featurize --encoder {record['encoder']}"
 
 
+def repair_command(feature: str, record: Record) -> str:
+    """What writes damaged rows of the feature `slot/name` again."""
+    if IMPORTED_FROM in record:
+        return command_for(record)
+    name = feature.partition("/")[2]
+    saved_as = "" if name == record["encoder"] else f" --as {name}"
+    return f"{command_for(record)}{saved_as} --repair"
+
+
 def describe(record: Record) -> str:
     """One phrase: encoder, weights and fingerprint."""
     weights = record.get("weights") or {}

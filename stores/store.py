@@ -21,7 +21,8 @@ How a chunk of a feature is written so that it survives being killed: `stores/fe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -30,8 +31,9 @@ from urllib.parse import unquote
 import numpy as np
 
 from stores.base import STRING, ArrayTree
-from stores.errors import StoreError
-from stores.feature import HASH_BYTES, Feature, quoted
+from stores.claim import claimed
+from stores.errors import DamagedStore, StoreError
+from stores.feature import HASH_BYTES, Feature, quoted, read_whole
 from stores.record import Record, check_complete, check_same, fingerprint
 
 FORMAT = 1
@@ -65,14 +67,19 @@ class Store:
 
     def __init__(self, tree: ArrayTree):
         self.tree = tree
-        facts = tree.attributes("")
+        self._facts = facts = tree.attributes("")
         if facts.get("format") != FORMAT:
             raise StoreError(
                 f"{tree.location} is no triad-fusion store of format {FORMAT} (it says {facts.get('format')!r})."
             )
-        self.n_segments: int = facts["n_segments"]
-        self.chunk_rows: int = facts["chunk_rows"]
-        self.source: Mapping[str, Any] = facts["source"]
+        try:
+            self.n_segments: int = facts["n_segments"]
+            self.chunk_rows: int = facts["chunk_rows"]
+            self.source: Mapping[str, Any] = facts["source"]
+        except KeyError as error:
+            raise DamagedStore(
+                f"{tree.location} is damaged: what describes it lacks {error}. Make it anew: cli ingest DATA --replace"
+            ) from error
 
     def __repr__(self) -> str:
         return (
@@ -107,6 +114,7 @@ class Store:
         for name in gone:
             self.tree.delete(f"labels/{quoted(name)}")
         _put_facts(self.tree, self.n_segments, self.chunk_rows, source)
+        self._facts = self.tree.attributes("")
         self.source = source
 
     # Segments and labels
@@ -127,8 +135,7 @@ class Store:
     def segment_column(self, name: str, rows: range | None = None) -> np.ndarray:
         """(N,); or of consecutive rows."""
         self._known("segment column", name, self.segment_columns())
-        path = f"segments/{quoted(name)}"
-        return self.tree.read(path) if rows is None else self.tree.read(path, rows.start, rows.stop)
+        return read_whole(self.tree, f"segments/{quoted(name)}", rows)
 
     def label_names(self) -> list[str]:
         return list(self.tree.attributes("labels")["columns"])
@@ -136,7 +143,7 @@ class Store:
     def label(self, name: str) -> np.ndarray:
         """(N,) or (N, K); a missing label is an empty text or NaN."""
         self._known("label", name, self.label_names())
-        return self.tree.read(f"labels/{quoted(name)}")
+        return read_whole(self.tree, f"labels/{quoted(name)}")
 
     # Splits
 
@@ -146,7 +153,7 @@ class Store:
     def split(self, name: str) -> Split:
         self._known("split", name, self.splits(), remedy="`cli split` makes one.")
         path = f"splits/{quoted(name)}"
-        return Split(name, self.tree.read(path), self.tree.attributes(path))
+        return Split(name, read_whole(self.tree, path), self.tree.attributes(path))
 
     def write_split(self, split: Split) -> None:
         """Freeze a split. The facts are written last: a split without them does not exist."""
@@ -165,7 +172,8 @@ class Store:
         facts = self.tree.attributes("alignment")
         if not facts:
             return None
-        return {unquote(name): self.tree.read(f"alignment/{name}") for name in self.tree.children("alignment")}, facts
+        names = self.tree.children("alignment")
+        return {unquote(name): read_whole(self.tree, f"alignment/{name}") for name in names}, facts
 
     def write_alignment(self, columns: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
         """Replace the measurement; the facts are written last."""
@@ -231,6 +239,14 @@ class Store:
         feature = self.feature(name)
         check_same(name, feature.record, record)
         return feature
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[None]:
+        """While the block runs no other process writes this feature. Raises `StoreError` where one does."""
+        with claimed(self.tree.claims, name):
+            if self.tree.attributes("") != self._facts:  # rows may be others than they were
+                raise StoreError(f"{self.tree.location} was written anew just now. Give the same command again.")
+            yield
 
     def delete_feature(self, name: str) -> None:
         slot, _, encoder = name.partition("/")

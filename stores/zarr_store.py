@@ -23,7 +23,8 @@ from zarr.codecs import Crc32cCodec
 
 from stores.appear import appearing
 from stores.base import ArrayTree, Attributes
-from stores.errors import DamagedStore, StoreError
+from stores.claim import claims_of
+from stores.errors import DamagedStore, DiskError, StoreError, disk_told
 
 
 class ZarrTree(ArrayTree):
@@ -31,23 +32,26 @@ class ZarrTree(ArrayTree):
         """Open an existing store. Raises `StoreError` where there is none."""
         self.path = Path(path)
         self.location = str(path)
+        self.claims = claims_of(self.path)
         if not (self.path / "zarr.json").is_file():
             raise StoreError(f"There is no store at {self.path}. `cli ingest DATA` makes one.")
-        self._root = zarr.open_group(self.path, mode="r+", zarr_format=3)
+        with self._told(""):
+            self._root = zarr.open_group(self.path, mode="r+", zarr_format=3)
         self._open: dict[str, zarr.Array[Any]] = {}
 
     def create(self, path: str, shape: tuple[int, ...], dtype: np.dtype[Any], chunk_rows: int) -> None:
         self.delete(path)
-        self._open[path] = self._root.create_array(
-            path,
-            shape=shape,
-            # an empty array still needs a chunk shape of at least one row
-            chunks=(max(1, min(chunk_rows, max(shape[0], 1))), *(max(1, n) for n in shape[1:])),
-            dtype=dtype,
-            compressors=[Crc32cCodec()],
-            fill_value="" if dtype.kind == "T" else 0,
-            config={"write_empty_chunks": True},
-        )
+        with self._writing(""):
+            self._open[path] = self._root.create_array(
+                path,
+                shape=shape,
+                # an empty array still needs a chunk shape of at least one row
+                chunks=(max(1, min(chunk_rows, max(shape[0], 1))), *(max(1, n) for n in shape[1:])),
+                dtype=dtype,
+                compressors=[Crc32cCodec()],
+                fill_value="" if dtype.kind == "T" else 0,
+                config={"write_empty_chunks": True},
+            )
 
     def read(self, path: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         array = self._array(path)
@@ -62,7 +66,8 @@ class ZarrTree(ArrayTree):
 
     def write(self, path: str, start: int, values: np.ndarray) -> None:
         array = self._array(path)
-        array[start : start + len(values)] = values
+        with self._writing(path):
+            array[start : start + len(values)] = values
 
     def stored_chunks(self, path: str) -> set[int]:
         shape = self._array(path).shape
@@ -84,17 +89,17 @@ class ZarrTree(ArrayTree):
         document = self.path / path / "zarr.json"
         if not document.is_file():
             return {}
-        try:
+        with self._told(path):
             attributes: Attributes = json.loads(document.read_text("utf-8")).get("attributes", {})
-        except ValueError as error:
-            raise DamagedStore(f"{document} is not readable as JSON ({error}).") from error
         return attributes
 
     def set_attributes(self, path: str, attributes: Attributes) -> None:
         if path and _node_type(self.path / path) is None:
-            self._root.create_group(path)
+            with self._writing(""):
+                self._root.create_group(path)
         node = self._root[path] if path else self._root
-        node.attrs.put(attributes)  # one atomic replacement of zarr.json
+        with self._writing(path):
+            node.attrs.put(attributes)  # one atomic replacement of zarr.json
 
     def delete(self, path: str) -> None:
         for name in [name for name in self._open if name == path or name.startswith(f"{path}/")]:
@@ -110,12 +115,33 @@ class ZarrTree(ArrayTree):
                     if time.time() - file.stat().st_mtime >= older_than_seconds:
                         file.unlink()
 
+    @contextmanager
+    def _writing(self, path: str) -> Iterator[None]:
+        """Raises `DiskError` where the system refuses, or the store was deleted: zarr would make its folders again."""
+        for node in dict.fromkeys(("", path)):
+            if not (self.path / node / "zarr.json").is_file():
+                raise DiskError(f"{self.path / node} is gone: another process deleted it. Nothing was written there.")
+        with disk_told(self.path):
+            yield
+
+    @contextmanager
+    def _told(self, path: str) -> Iterator[None]:
+        """What zarr-python and json raise where the description of a node is damaged, in our words."""
+        try:
+            yield
+        except OSError:
+            raise
+        except Exception as error:  # ValueError, KeyError, TypeError…, by what was hit
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise DamagedStore(f"{self.path / path / 'zarr.json'} cannot be read ({reason}).") from error
+
     def _array(self, path: str) -> zarr.Array[Any]:
         if path not in self._open:
             if _node_type(self.path / path) != "array":
                 raise StoreError(f"{self.location} has no array {path!r}.")
-            array = self._root[path]
-            assert isinstance(array, zarr.Array)
+            with self._told(path):
+                array = self._root[path]
+                assert isinstance(array, zarr.Array)
             # the option lives in the process, not in the file: without it an all-zero chunk would be left out
             self._open[path] = array.with_config({"write_empty_chunks": True})
         return self._open[path]

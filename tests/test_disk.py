@@ -1,0 +1,89 @@
+"""A full disk, a file too large, a store deleted midway: one line, exit 2, what is present is whole, and it goes on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+import signal
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from stores import open_store
+from stores.errors import DiskError, disk_message
+from stores.verify import verify
+from tests.test_kill import every_file
+
+FIT = ("--target", "mood", "--seeds", "1", "--set", "training.bootstrap=100")
+ENCODE = ("featurize", "--encoder", "midi_stats", "--workers", "0")
+
+
+@contextmanager
+def files_no_larger_than(n_bytes: int):
+    """What the system does at a limit: a write beyond it fails with EFBIG. The only refusal that root gets, too."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("store", ["features.zarr", "features.h5"])
+def test_ingest_and_featurize_say_so_leave_nothing_half_and_go_on(project, demo_data, run_cli, store):
+    if store == "features.zarr":  # HDF5's library itself crashes when it cannot write a new file: docs/guarantees.md
+        with files_no_larger_than(100):
+            told = run_cli("ingest", demo_data, "--store", store, code=2).output.splitlines()[-1]
+        assert store in told and "cannot be written: File too large" in told and not Path(store).exists()
+    run_cli("ingest", demo_data, "--store", store)
+    with files_no_larger_than(1000):
+        told = run_cli(*ENCODE, "--store", store, code=2).output
+    assert told.count("\n") == 1 and store in told and "File too large" in told
+    assert list(verify(open_store(store))) == []
+    run_cli(*ENCODE, "--store", store)
+    assert open_store(store)["midi/midi_stats"].status().all()
+    with files_no_larger_than(200):
+        told = run_cli("fit", "--store", store, "--set", "training.epochs=1", *FIT, code=2).output.splitlines()[-1]
+    assert "runs/" in told and "cannot be written: File too large" in told and not list(Path("runs").glob("[!.]*"))
+
+
+def test_a_disk_that_fills_at_any_write_ends_as_one_that_never_did(project, demo_data, run_cli, monkeypatch):
+    run_cli("ingest", demo_data)
+    shutil.copytree("features.zarr", "whole.zarr")
+    run_cli(*ENCODE, "--store", "whole.zarr")
+    original, left = Path.replace, [0]
+
+    def full(self, target):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    for more in (1, 3, 9):
+        left[0] = more
+        told = run_cli(*ENCODE, code=2).output
+        assert told.startswith("Error: features.zarr cannot be written: No space left on device.")
+        assert told.count("\n") == 1 and list(verify(open_store("features.zarr"))) == []
+    monkeypatch.undo()
+    os.chdir(project)
+    run_cli(*ENCODE)
+    assert every_file(project / "features.zarr") == every_file(project / "whole.zarr")
+
+
+def test_a_store_that_is_deleted_midway_is_not_half_made_again(project, demo_data, run_cli):
+    run_cli("ingest", demo_data)
+    store = open_store("features.zarr")
+    shutil.rmtree("features.zarr")
+    with pytest.raises(DiskError, match=r"features\.zarr is gone"):
+        store.tree.set_attributes("splits", {"a": 1})
+    assert not Path("features.zarr").exists()
+
+
+def test_other_errors_of_the_system_are_bugs():
+    assert disk_message(FileNotFoundError(errno.ENOENT, "x", "y")) is None
+    assert "y cannot be written: Permission denied" in str(disk_message(PermissionError(errno.EACCES, "x", "y")))
