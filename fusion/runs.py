@@ -98,7 +98,9 @@ def write_table(path: Path, columns: Mapping[str, Any]) -> None:
 def write_model(path: Path, weights: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Weights as safetensors, and as metadata what is needed to build the module that takes them."""
     tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
-    path.write_bytes(save(tensors, metadata={"triad_fusion": json.dumps(facts, sort_keys=True)}))
+    partial = path.with_name(f"{path.name}.partial")  # not into the file itself: the weights may be mapped from it
+    partial.write_bytes(save(tensors, metadata={"triad_fusion": json.dumps(facts, sort_keys=True)}))
+    partial.replace(path)
 
 
 def environment(**facts: Any) -> dict[str, Any]:
