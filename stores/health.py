@@ -216,7 +216,8 @@ def _distance_from(sample: np.ndarray) -> Measure:
     varies = deviation > 0
 
     def distance(vectors: np.ndarray) -> np.ndarray:
-        z = np.clip((vectors[:, varies] - centre[varies]) / sigma[varies], -Z_LIMIT, Z_LIMIT)
+        with np.errstate(over="ignore"):  # what overflows is clipped, too
+            z = np.clip((vectors[:, varies] - centre[varies]) / sigma[varies], -Z_LIMIT, Z_LIMIT)
         root: np.ndarray = np.sqrt(np.einsum("ij,ij->i", z, z) / max(1, varies.sum()))
         return root
 
