@@ -221,7 +221,9 @@ def test_nothing_at_all_has_a_prediction(folder):
     empty = predictor.predict([])
     first, second = predictor.predict([{}, {"segment_id": "x", "text": None}]).to_pylist()
     assert empty.num_rows == 0 and list(first) == empty.column_names and second["segment_id"] == "x"
-    assert {**first, "segment_id": "x"} == second and not first["used.text"]
+    assert list(first) == list(second) and not first["used.text"]
+    for name in first.keys() - {"segment_id"}:  # two rows of one product may differ in the last bit
+        assert second[name] == (pytest.approx(first[name], abs=1e-6) if isinstance(first[name], float) else first[name])
     assert sum(first[name] for name in first if name.startswith("mood.p.")) == pytest.approx(1)
     assert predictor.predict_vectors({}, ids=["x"]).equals(predictor.predict([{"segment_id": "x"}]))
 
