@@ -104,21 +104,24 @@ def model_for(widths: Mapping[str, int], targets: list[Target]) -> FusionModel:
     return model.eval()
 
 
-def assert_same(one, other, path="") -> None:
-    """Equal to the bit, through dicts, lists and whatever a prepared item is made of."""
+def assert_same(one, other, path="", relative=0.0) -> None:
+    """Equal, by default to the bit, through dicts, lists and whatever a prepared item is made of."""
     assert type(one) is type(other), path
     if isinstance(one, dict):
         assert list(one) == list(other), path
         for key in one:
-            assert_same(one[key], other[key], f"{path}/{key}")
+            assert_same(one[key], other[key], f"{path}/{key}", relative)
     elif isinstance(one, (list, tuple)):
         assert len(one) == len(other), path
         for at, pair in enumerate(zip(one, other, strict=True)):
-            assert_same(*pair, f"{path}/{at}")
+            assert_same(*pair, f"{path}/{at}", relative)
     elif isinstance(one, torch.Tensor):
-        torch.testing.assert_close(one, other, rtol=0, atol=0, msg=path)
+        torch.testing.assert_close(one, other, rtol=relative, atol=relative, msg=path)
     elif isinstance(one, np.ndarray):
-        np.testing.assert_array_equal(one, other, err_msg=path, strict=True)
+        if relative and one.dtype.kind == "f" and one.dtype == other.dtype:
+            np.testing.assert_allclose(one, other, rtol=relative, atol=relative, err_msg=path)
+        else:
+            np.testing.assert_array_equal(one, other, err_msg=path, strict=True)
     else:
         assert one == other, path
 
@@ -322,7 +325,8 @@ def test_two_workers_and_shuffling_change_nothing_but_the_order(songs, method):
         order = torch.cat([batch["row"] for batch in batches]).tolist()
         assert sorted(order) == rows.tolist() != order
         for batch in batches:
-            assert_same(batch, data.collate([by_row[row] for row in batch["row"].tolist()]))
+            # a new process may compute with another number of threads, and sums then differ in their last bits
+            assert_same(batch, data.collate([by_row[row] for row in batch["row"].tolist()]), relative=1e-5)
 
 
 def test_a_split_part_and_a_subset_of_it(songs):
