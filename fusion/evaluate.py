@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fusion.data import SegmentData
-from fusion.metrics import METRICS, GroupBootstrap, Metric, headline_metric, interval, score
+from fusion.metrics import METRICS, GroupBootstrap, Metric, headline_metric, interval, json_number, score
 from fusion.targets import Target
 
 FUSION = "fusion"
@@ -137,10 +137,7 @@ class _PartScorer:
         value = np.mean([score(metric, truth, p) for p in our_outputs])
         value -= np.mean([score(metric, truth, p) for p in their_outputs])
         ci95 = interval(bootstrap.values(metric, truth, our_outputs) - bootstrap.values(metric, truth, their_outputs))
-        better = None
-        if ci95 is not None and (ci95[0] > 0 or ci95[1] < 0):
-            better = (ci95[0] > 0) == metric.higher_is_better
-        return {"difference": _number(value), "ci95": ci95, "better": better}
+        return {"difference": json_number(value), "ci95": ci95, "better": metric.is_better(ci95)}
 
     def _known(self, predictions: Predictions) -> tuple[np.ndarray, list[np.ndarray], GroupBootstrap]:
         rows = predictions.pooled_rows()
@@ -157,7 +154,12 @@ class _PartScorer:
             return {**facts, "value": None, "ci95": None, "per_seed": []}
         per_seed = [score(metric, truth, output) for output in outputs]
         ci95 = interval(bootstrap.values(metric, truth, outputs))
-        return {**facts, "value": _number(np.mean(per_seed)), "ci95": ci95, "per_seed": [_number(v) for v in per_seed]}
+        return {
+            **facts,
+            "value": json_number(np.mean(per_seed)),
+            "ci95": ci95,
+            "per_seed": [json_number(v) for v in per_seed],
+        }
 
 
 def _n_exactly(data: SegmentData, fused: Mapping[str, Predictions], pattern: str) -> int:
@@ -165,8 +167,3 @@ def _n_exactly(data: SegmentData, fused: Mapping[str, Predictions], pattern: str
     wanted = torch.tensor([slot in pattern.split("+") for slot in data.slots])
     rows = torch.from_numpy(fused["test"].pooled_rows())
     return int((data.present[rows] == wanted).all(dim=1).sum())
-
-
-def _number(value: Any) -> float | None:
-    """JSON has no NaN."""
-    return float(value) if np.isfinite(value) else None

@@ -23,7 +23,7 @@ from fusion.data import SegmentData, choose_features, load_segments
 from fusion.evaluate import Predictions
 from fusion.fit import PARTS, open_splits
 from fusion.leaks import check_encoders
-from fusion.metrics import GroupBootstrap, Metric, headline_metric, interval, score
+from fusion.metrics import GroupBootstrap, Metric, headline_metric, interval, json_number, score
 from fusion.modules import fusion_class
 from fusion.targets import Target, load_targets
 from fusion.train import train
@@ -137,7 +137,7 @@ def _scores(
     for name, side in sides.items():
         if len(side.rows):
             alone = GroupBootstrap(groups[name], resamples).values(metric, side.truth, side.outputs)
-            found[name] |= {"value": _number(side.value(metric)), "ci95": interval(alone)}
+            found[name] |= {"value": json_number(side.value(metric)), "ci95": interval(alone)}
     grouped, random = sides["grouped"], sides["random"]
     if not len(grouped.rows) or not len(random.rows):
         return {**found, "difference": {"difference": None, "ci95": None, "better": None}}
@@ -146,9 +146,8 @@ def _scores(
         both, metric, grouped, after=len(random.rows)
     )
     ci95 = interval(resampled)
-    better = None if ci95 is None or ci95[0] <= 0 <= ci95[1] else (ci95[0] > 0) == metric.higher_is_better
-    difference = _number(random.value(metric) - grouped.value(metric))
-    return {**found, "difference": {"difference": difference, "ci95": ci95, "better": better}}
+    difference = json_number(random.value(metric) - grouped.value(metric))
+    return {**found, "difference": {"difference": difference, "ci95": ci95, "better": metric.is_better(ci95)}}
 
 
 def _side(predictions: Predictions, index: int, target: Target) -> _Side:
@@ -167,8 +166,3 @@ def _resampled(both: GroupBootstrap, metric: Metric, side: _Side, before: int = 
         statistics = np.pad(metric.statistics(side.truth, output), ((before, after), (0, 0)))
         by_seed.append(metric.value(both.sums(statistics)))
     return np.asarray(np.mean(by_seed, axis=0))
-
-
-def _number(value: float) -> float | None:
-    """JSON has no NaN."""
-    return value if np.isfinite(value) else None

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,12 @@ class Metric:
     def sign(self) -> int:
         """Times a value, it is the higher the better."""
         return 1 if self.higher_is_better else -1
+
+    def is_better(self, difference: list[float] | None) -> bool | None:
+        """Whether the first of two is, by the interval of their difference; `None` where it holds zero, or is none."""
+        if difference is None or difference[0] <= 0 <= difference[1]:
+            return None
+        return (difference[0] > 0) == self.higher_is_better
 
 
 def _ratio(sums: np.ndarray) -> np.ndarray:
@@ -225,3 +232,8 @@ def interval(values: np.ndarray) -> list[float] | None:
         return None
     low, high = np.quantile(finite, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return [float(low), float(high)]
+
+
+def json_number(value: Any) -> float | None:
+    """JSON has no NaN."""
+    return float(value) if np.isfinite(value) else None

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from fusion.csv_cell import csv_cell
 from fusion.evaluate import Predictions
-from fusion.metrics import LEVEL, METRICS, GroupBootstrap, headline_metric, interval, score
+from fusion.metrics import LEVEL, METRICS, GroupBootstrap, headline_metric, interval, json_number, score
 from fusion.targets import Target
 
 LINEAR, MASK_ONLY, MAJORITY = "logistic regression", "mask only", "majority"
@@ -118,8 +118,8 @@ class TargetTables:
             "higher_is_better": self.metric.higher_is_better,
             "n": self.n_segments,
             "n_groups": self.n_groups,
-            "best": {"fusion": best.name, "slots": list(best.slots), "val": _number(self.val[best])},
-            "best_linear": {"slots": list(linear.slots), "val": _number(self.val[linear])},
+            "best": {"fusion": best.name, "slots": list(best.slots), "val": json_number(self.val[best])},
+            "best_linear": {"slots": list(linear.slots), "val": json_number(self.val[linear])},
         }
 
     def tables(self, fusions: Sequence[str], full: tuple[str, ...], slots: Sequence[str]) -> dict[str, Rows]:
@@ -135,10 +135,10 @@ class TargetTables:
         return [
             {
                 **self._facts(model),
-                "val": _number(self.val[model]),
-                "test": _number(test[0]),
+                "val": json_number(self.val[model]),
+                "test": json_number(test[0]),
                 **_ends("ci95", interval(test[1:])),
-                "seed_deviation": _number(self._seed_deviation[model]),
+                "seed_deviation": json_number(self._seed_deviation[model]),
                 "seconds": self._seconds[model],
             }
             for model, test in self.test.items()
@@ -161,7 +161,7 @@ class TargetTables:
                 **self._facts(model),
                 "other_model": other.name,
                 "other_slots": other.subset,
-                "difference": _number(difference[0]),
+                "difference": json_number(difference[0]),
                 **_ends("ci95", interval(difference[1:])),
                 **_ends("joint_ci95", joint),
                 "verdict": self._verdict(joint),
@@ -180,7 +180,7 @@ class TargetTables:
             scores[frozenset()] = self.test[Model(MAJORITY, ())]
             for slot, value in shapley_values(slots, scores).items():
                 facts = {"target": self.target.name, "metric": self.metric.name, "model": name, "slot": slot}
-                table.append({**facts, "value": _number(value[0]), **_ends("ci95", interval(value[1:]))})
+                table.append({**facts, "value": json_number(value[0]), **_ends("ci95", interval(value[1:]))})
         return table
 
     def score(self, finished: Finished, rows: Mapping[str, np.ndarray], part: str) -> float:
@@ -198,7 +198,13 @@ class TargetTables:
         facts = {"split": finished.facts["split"], "seed": cell.seed}
         facts |= {key: finished.facts.get(key) for key in ("best_epoch", "seconds")}
         return [
-            {**self._facts(cell.model), "metric": name, **facts, "val": _number(val[name]), "test": _number(test[name])}
+            {
+                **self._facts(cell.model),
+                "metric": name,
+                **facts,
+                "val": json_number(val[name]),
+                "test": json_number(test[name]),
+            }
             for name in val
         ]
 
@@ -301,11 +307,6 @@ def write_rows(folder: Path, name: str, rows: Rows) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows([csv_cell(row[column]) for column in columns] for row in rows)
-
-
-def _number(value: float) -> float | None:
-    """JSON has no NaN."""
-    return float(value) if np.isfinite(value) else None
 
 
 def _ends(name: str, ci95: Sequence[float] | None) -> dict[str, float | None]:
