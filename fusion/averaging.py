@@ -22,6 +22,8 @@ class WeightAverage:
     def __init__(self, model: nn.Module, decay: float):
         self._current, self._decay, self._steps = model, decay, 0
         self.model = copy.deepcopy(model).requires_grad_(False) if decay else model
+        self._means, self._weights = list(self.model.parameters()), list(model.parameters())
+        self._buffers = list(zip(self.model.buffers(), model.buffers(), strict=True))
 
     @torch.no_grad()
     def update(self) -> None:
@@ -30,8 +32,8 @@ class WeightAverage:
             return
         self._steps += 1
         decay = min(self._decay, (1 + self._steps) / (10 + self._steps))
-        torch._foreach_lerp_(list(self.model.parameters()), list(self._current.parameters()), 1 - decay)
-        for mean, buffer in zip(self.model.buffers(), self._current.buffers(), strict=True):
+        torch._foreach_lerp_(self._means, self._weights, 1 - decay)
+        for mean, buffer in self._buffers:
             mean.copy_(buffer)
 
     def state_dict(self) -> dict[str, Any]:

@@ -109,6 +109,9 @@ class TrainingConfig(LoopConfig):
         0.99, ge=0, lt=1, description="Validated and kept is a running mean of the weights, with this decay; 0 is off."
     )
     modality_dropout: float = Field(0.3, ge=0, lt=1, description="Chance that a present slot is hidden in a step.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(  # type: ignore[assignment]  # train resolves it
+        "auto", description="bf16: matrix products in bfloat16; auto: where the processor multiplies it natively."
+    )
     seeds: list[Seed] = Field([0, 1, 2], min_length=1, max_length=1000)
     bootstrap: int = Field(2000, ge=100, le=1_000_000, description="Group resamples behind each confidence interval.")
 

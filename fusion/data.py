@@ -15,7 +15,8 @@ from torch import Tensor
 from featurize.errors import ConfigError
 from featurize.segments import MODALITIES
 from fusion.config import Config
-from fusion.modules.base import Frames
+from fusion.model import FusionModel, Inputs
+from fusion.modules.base import Frames, Standardized
 from stores.errors import StoreError
 from stores.feature import Status
 from stores.record import command_for
@@ -39,6 +40,7 @@ class SegmentData:
     groups: np.ndarray  # text (N,)
     frames: Mapping[str, Tensor] = field(default_factory=dict)
     n_frames: Mapping[str, Tensor] = field(default_factory=dict)
+    is_standardized: bool = False  # by the model that is to take them, see `standardized`
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -56,7 +58,7 @@ class SegmentData:
 
     def batches(
         self, rows: Sequence[Tensor], augmentation_seed: int | None = None
-    ) -> Iterator[tuple[Tensor, dict[str, Tensor | Frames]]]:
+    ) -> Iterator[tuple[Tensor, dict[str, Inputs]]]:
         """For each batch of row numbers: these, and by slot the vectors (B, D_slot), or `Frames` where there are any.
 
         Nothing is augmented: it would have to be before the encoder.
@@ -98,8 +100,25 @@ class SegmentData:
             n_frames={slot: self.n_frames[slot] for slot in slots if slot in self.n_frames},
         )
 
-    def _batch(self, slot: str, rows: Tensor) -> Tensor | Frames:
-        vectors = self.vectors[slot][rows]
+    def standardized(self, model: FusionModel, dtype: torch.dtype) -> SegmentData:
+        """The same segments for training this model, whose batches then need no arithmetic before the first product.
+
+        With frames they are as they were: those would take up too much memory.
+        """
+        if self.frames:
+            return self
+        vectors = {}
+        for index, (slot, values) in enumerate(self.vectors.items()):
+            ready = torch.zeros(values.shape, dtype=dtype)
+            for rows in torch.nonzero(self.present[:, index])[:, 0].split(EVALUATION_BATCH):
+                ready[rows] = model.standardize[f"slot_{index}"](values[rows]).to(dtype)
+            vectors[slot] = ready
+        return replace(self, vectors=vectors, is_standardized=True)
+
+    def _batch(self, slot: str, rows: Tensor) -> Inputs:
+        vectors = self.vectors[slot].index_select(0, rows)
+        if self.is_standardized:
+            return Standardized(vectors)
         if slot not in self.frames:
             return vectors
         n_frames = self.n_frames[slot][rows]

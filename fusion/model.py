@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fusion.modules.base import Frames, MultimodalFusion, module_name
+from fusion.modules.base import Frames, MultimodalFusion, Standardized, module_name
 from fusion.modules.dropout import ByteDropout
 from fusion.targets import Target
+
+Inputs = Tensor | Frames | Standardized  # what a slot may hold: (B, D_slot), with frames, or standardized before
 
 
 class FusionModel(nn.Module):
@@ -57,7 +60,7 @@ class FusionModel(nn.Module):
                     found[slot_of[part]].append(parameter)
         return found
 
-    def forward(self, features: Mapping[str, Tensor | Frames], present: Tensor) -> tuple[list[Tensor], Tensor | None]:
+    def forward(self, features: Mapping[str, Inputs], present: Tensor) -> tuple[list[Tensor], Tensor | None]:
         """Logits (B, K) for each target, in target order; and the slot weights (B, M) where the fusion has them.
 
         Raises `ValueError` where a slot had frames in training and has none now.
@@ -66,18 +69,24 @@ class FusionModel(nn.Module):
         return logits, weights
 
     def with_embeddings(
-        self, features: Mapping[str, Tensor | Frames], present: Tensor
+        self, features: Mapping[str, Inputs], present: Tensor
     ) -> tuple[list[Tensor], Tensor | None, Tensor]:
         """As `forward`, and each slot's own embedding (B, M, H)."""
-        fused = self.fusion.fuse(self.standardized(features), present)
-        hidden = self.dropout(fused.vector)
-        return [head(hidden) for head in self.heads], fused.weights, fused.embeddings
+        values = [feature.values for feature in features.values() if isinstance(feature, Standardized)]
+        half = any(value.dtype == torch.bfloat16 for value in values)
+        with torch.autocast(present.device.type, torch.bfloat16) if half else nullcontext():
+            fused = self.fusion.fuse(self.standardized(features), present)
+            hidden = self.dropout(fused.vector)
+            return [head(hidden) for head in self.heads], fused.weights, fused.embeddings
 
-    def standardized(self, features: Mapping[str, Tensor | Frames]) -> dict[str, Any]:
+    def standardized(self, features: Mapping[str, Inputs]) -> dict[str, Any]:
         """What the fusion takes: for each slot its vectors, or `Frames` for one of `frame_slots`."""
         found: dict[str, Any] = {}
         for index, slot in enumerate(self.slots):
             feature, key = features[slot], f"slot_{index}"
+            if isinstance(feature, Standardized):
+                found[slot] = feature.values
+                continue
             found[slot] = self.standardize[key](feature.pooled if isinstance(feature, Frames) else feature)
             if slot in self.frame_slots:
                 if not isinstance(feature, Frames):
@@ -104,7 +113,7 @@ class Standardize(nn.Module):
             return
         vectors = vectors.float()
         self.mean.copy_(vectors.mean(dim=0))
-        deviation = vectors.std(dim=0, correction=0)
+        deviation = (vectors - self.mean).square_().mean(dim=0).sqrt_()  # several times as fast as `std`
         # a column that is constant up to float16 rounding would otherwise be blown up to unit variance
         floor = 1e-3 * self.mean.abs() + 1e-6
         self.scale.copy_(torch.where(deviation > floor, deviation, torch.inf))

@@ -79,23 +79,27 @@ class SlotGradients:
     def __init__(self, model: nn.Module, training: LoopConfig):
         self._by_slot = slot_parameters(model)
         self._training = training
-        together, self._alone = list(model.parameters()), {}
-        for slot, parameters in self._by_slot.items():
+        own = {id(parameter) for parameters in self._by_slot.values() for parameter in parameters}
+        self._shared = [parameter for parameter in model.parameters() if id(parameter) not in own]
+        self._alone: dict[str, float] = {}
+        for slot in self._by_slot:
             limit = training.slots.get(slot, SlotTrainingConfig()).clip
             if limit is not None or training.clip_per_slot:
                 self._alone[slot] = training.clip if limit is None else limit
-                own = {id(parameter) for parameter in parameters}
-                together = [parameter for parameter in together if id(parameter) not in own]
-        self._together = together
         self._before: dict[str, Tensor] = {}
         self.blown_up: list[str] = []
 
     def clip(self) -> dict[str, Tensor]:
         """Scale gradients down to their limits. Returns each slot's norm, as it was before."""
         norms = {slot: _norm(parameters) for slot, parameters in self._by_slot.items()}
-        for slot, limit in self._alone.items():
-            torch.nn.utils.clip_grads_with_norm_(self._by_slot[slot], limit, norms[slot])
-        torch.nn.utils.clip_grad_norm_(self._together, self._training.clip)
+        together, squares = [*self._shared], [_norm(self._shared).square()]
+        for slot, parameters in self._by_slot.items():
+            if slot in self._alone:
+                _scale_down(parameters, self._alone[slot], norms[slot])
+            else:
+                together += parameters
+                squares.append(norms[slot].square())
+        _scale_down(together, self._training.clip, torch.stack(squares).sum().sqrt())
         if not self.blown_up:
             self.blown_up = [slot for slot, norm in norms.items() if not norm.isfinite()]
             if self._before and len(self.blown_up) == len(norms):
@@ -115,6 +119,11 @@ def dominating_slot(history: Sequence[Mapping[str, Any]], slots: Sequence[str]) 
         return None
     slot = max(squares, key=lambda name: squares[name])
     return (slot, squares[slot] / total) if squares[slot] > DOMINANT_SHARE * total else None
+
+
+def _scale_down(parameters: Sequence[nn.Parameter], limit: float, norm: Tensor) -> None:
+    if not norm <= limit:  # also where it is NaN: then all gradients become NaN, and the loop says so
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
 
 
 def _norm(parameters: Sequence[nn.Parameter]) -> Tensor:

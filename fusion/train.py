@@ -32,6 +32,7 @@ from fusion.model import FusionModel
 from fusion.modules import build_fusion
 from fusion.objective import Objective, total_loss
 from fusion.optimization import SlotGradients, make_optimizer
+from fusion.precision import resolved
 from fusion.targets import Target
 from stores.errors import TriadError
 
@@ -81,6 +82,7 @@ def train(
 ) -> Trained:
     """Fit one fusion on stored vectors. Raises `TriadError` as `train_model` does."""
     torch.manual_seed(seed)
+    training = resolved(training)
     train_rows = _with_a_label(train_rows, targets)
     for target in targets:
         target.fitted_to(train_rows)  # refuses what cannot be learned, before a model is built for it
@@ -92,6 +94,7 @@ def train(
         rows = torch.from_numpy(train_rows[data.present[train_rows, index].numpy()])
         frames = data.real_frames(slot, rows) if slot in model.frame_slots else None
         model.fit_standardization(slot, data.vectors[slot][rows], frames)
+    data = data.standardized(model, torch.bfloat16 if training.precision == "bf16" else torch.float32)
     return train_model(model, data, targets, train_rows, val_rows, training, seed, checkpoint=checkpoint)
 
 
@@ -199,7 +202,7 @@ def infer(
     size = data.evaluation_batch
     for (_, inputs), visible in zip(data.batches(indices.split(size)), shown.split(size), strict=True):
         logits, importance = model(inputs, visible)
-        outputs.append(logits)
+        outputs.append([out.float() for out in logits])
         weights.append(importance)
     joined = [torch.cat(parts) for parts in zip(*outputs, strict=True)]
     return joined, None if weights[0] is None else torch.cat(weights)

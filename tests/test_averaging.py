@@ -49,8 +49,7 @@ def test_it_goes_on_where_it_was():
     for _ in range(3):
         nn.init.normal_(model.weight)
         averaged.update()
-    other = WeightAverage(nn.Linear(2, 2), 0.9)
-    other._current = model
+    other = WeightAverage(model, 0.9)
     other.load_state_dict(averaged.state_dict())
     nn.init.normal_(model.weight)
     averaged.update()

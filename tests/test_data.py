@@ -144,7 +144,7 @@ def trained_on(store, data, strategy, **settings):
     split = store.split("default")
     fusion = FusionConfig(strategy=strategy, hidden_dim=16, **settings)
     rows = split.rows(Part.TRAIN), split.rows(Part.VAL)
-    return train(data, targets, *rows, fusion, TrainingConfig(epochs=3, batch_size=64), 0)
+    return train(data, targets, *rows, fusion, TrainingConfig(precision="fp32", epochs=3, batch_size=64), 0)
 
 
 def test_frames_are_standardized_by_real_frames_of_present_training_rows(store, data):

@@ -29,7 +29,14 @@ from tests.test_train import TRAIN, VAL, losses, same_weights
 N = 360
 STILL = FusionConfig(hidden_dim=8, dropout=0.0)  # nothing that is drawn anew for each piece
 TRAINING = TrainingConfig(
-    epochs=5, patience=5, batch_size=64, lr=1e-2, weight_decay=0.01, slot_weight_decay=None, modality_dropout=0.3
+    precision="fp32",
+    epochs=5,
+    patience=5,
+    batch_size=64,
+    lr=1e-2,
+    weight_decay=0.01,
+    slot_weight_decay=None,
+    modality_dropout=0.3,
 )
 
 

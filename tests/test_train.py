@@ -24,8 +24,12 @@ from tests.fusion_contract import make_data, make_targets
 N = 360
 TRAIN, VAL, TEST = np.arange(0, 200), np.arange(200, 280), np.arange(280, N)
 FUSION = FusionConfig(strategy="late", hidden_dim=16, dropout=0.1)
-SHORT = TrainingConfig(epochs=4, patience=4, batch_size=64, lr=3e-3, weight_decay=0.01, modality_dropout=0.2)
-LONG = TrainingConfig(epochs=80, patience=25, batch_size=50, lr=1e-2, weight_decay=0.01, modality_dropout=0.0)
+SHORT = TrainingConfig(
+    precision="fp32", epochs=4, patience=4, batch_size=64, lr=3e-3, weight_decay=0.01, modality_dropout=0.2
+)
+LONG = TrainingConfig(
+    precision="fp32", epochs=80, patience=25, batch_size=50, lr=1e-2, weight_decay=0.01, modality_dropout=0.0
+)
 EACH_FUSION = pytest.mark.parametrize("strategy", list(FUSIONS))
 
 
@@ -169,7 +173,9 @@ def test_the_same_seed_gives_the_same_run(strategy):
 def test_the_best_weights_are_restored():
     data, targets = additive_data()
     noise = replace(targets[0], truth=torch.from_numpy(np.random.default_rng(0).integers(0, 2, N)))
-    training = TrainingConfig(epochs=60, patience=5, batch_size=32, lr=1e-2, weight_decay=0.0, modality_dropout=0.0)
+    training = TrainingConfig(
+        precision="fp32", epochs=60, patience=5, batch_size=32, lr=1e-2, weight_decay=0.0, modality_dropout=0.0
+    )
     trained = run(data, [noise], training)
     val = [epoch["val_loss"] for epoch in trained.history]
     assert [epoch["epoch"] for epoch in trained.history] == list(range(1, len(val) + 1))

@@ -34,6 +34,13 @@ class Frames:
 
 
 @dataclass(frozen=True)
+class Standardized:
+    """A slot's vectors as its model's own standardization would give them, bfloat16 or float32 (B, D)."""
+
+    values: Tensor
+
+
+@dataclass(frozen=True)
 class Fused:
     """vector: (B, H). embeddings: each slot's own, (B, M, H), before it met another.
 
@@ -88,14 +95,14 @@ class SlotProjections(nn.Module):
         tokens = []
         for index, slot in enumerate(self.slots):
             project, null = self.projections[module_name(slot)], self.nulls[index]
-            if self.training:  # what is missing is not multiplied: with holes and dropped slots, half of all products
-                rows = present[:, index].nonzero()[:, 0]
-                projected = project(self.dropout(features[slot][rows])).to(null.dtype)
-                tokens.append(null.expand(len(present), -1).index_copy(0, rows, projected))
-            else:
+            if torch.compiler.is_exporting():  # a graph whose shapes do not depend on what is there
                 here = present[:, index : index + 1]
                 vectors = torch.where(here, features[slot], 0.0)  # before the product: 0 × NaN is NaN
                 tokens.append(torch.where(here, project(vectors), null))
+            else:  # what is missing is not multiplied: with holes and dropped slots, half of all products
+                rows = present[:, index].nonzero()[:, 0]
+                projected = project(self.dropout(features[slot].index_select(0, rows))).to(null.dtype)
+                tokens.append(null.expand(len(present), -1).index_copy(0, rows, projected))
         return torch.stack(tokens, dim=1)
 
     def frames(self, slot: str, values: Tensor, real: Tensor) -> Tensor:

@@ -1,0 +1,259 @@
+"""What does an epoch of `fit` cost beside a bare PyTorch loop, and beside Lightning?
+
+    python -m benchmarks.fit                    # 11,605 segments, five pairs each, and validation losses of five seeds
+    python -m benchmarks.fit --segments 1000 --epochs 2 --repetitions 1 --seeds 1
+
+The same tensors (`benchmarks.bayes`: 768 + 512 + 512 in float16, much of it missing), the same 70% of the songs to
+learn from and 15% to validate on after each epoch, batches of 256, hidden width 256, the same optimizer and schedule.
+Measured is a whole training, from the loaded tensors to the trained model, standardization included, by its epochs.
+
+- `fit` is `fusion.train.train` as `cli fit` calls it, with the defaults: modality dropout, running mean of the weights,
+  gradient norms by slot. *Without extras* it does only what the others do, too; losses are compared with that.
+- the *bare loop* is what one writes by hand for speed: standardized bfloat16 tensors, zeros for what is missing, an
+  index a batch, autocast, fused AdamW; the same head of PyTorch's own layers, `torch.nn.Dropout` among them.
+- the *bare loop without dropout* is the same, and nothing is dropped; beside it `fit` drops nothing either.
+- *Lightning*: the same head and optimizer in a `LightningModule`, a `Dataset` of rows in a `DataLoader`, its default
+  precision (float32) or bf16-mixed, without logging, checkpoints and progress bar.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import click
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks import machine
+from benchmarks.bayes import KINDS, N_SEGMENTS, Task, make_task
+from benchmarks.pairs import paired
+from fusion.config import FusionConfig, TrainingConfig
+from fusion.train import train
+
+HIDDEN_DIM = 256
+DROPOUT = 0.3
+WITHOUT_EXTRAS = {"modality_dropout": 0.0, "weight_averaging": 0.0, "slot_weight_decay": None}
+
+
+class PlainHead(nn.Module):
+    """`LateFusion` and its linear head in PyTorch's own layers; what is missing is zeros. List of (B, D) to (B, C)."""
+
+    def __init__(self, widths: Sequence[int], n_classes: int, dropout: float):
+        super().__init__()
+        self.project = nn.ModuleList([nn.Linear(width, HIDDEN_DIM) for width in widths])
+        wide = HIDDEN_DIM * len(widths)
+        self.interact = nn.Sequential(
+            nn.LayerNorm(wide),
+            nn.Linear(wide, HIDDEN_DIM),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(HIDDEN_DIM, HIDDEN_DIM),
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.classify = nn.Linear(HIDDEN_DIM, n_classes)
+        for projection in self.project:
+            nn.init.normal_(projection.weight, std=0.1 / projection.in_features**0.5)
+        nn.init.normal_(self.interact[-1].weight, std=0.05)
+
+    def forward(self, vectors: Sequence[Tensor]) -> Tensor:
+        projected = [project(self.dropout(slot)) for project, slot in zip(self.project, vectors, strict=True)]
+        fused = torch.stack(projected).sum(0) + self.interact(torch.cat(projected, dim=1))
+        return self.classify(self.dropout(fused))
+
+
+def standardized(task: Task, dtype: torch.dtype) -> list[Tensor]:
+    """Every slot's vectors by the training rows that are present; zeros where they are not."""
+    found = []
+    for index, vectors in enumerate(task.data.vectors.values()):
+        here = task.data.present[:, index]
+        rows = torch.from_numpy(task.train_rows)
+        known = vectors[rows[here[rows]]].float()
+        ready = (vectors.float() - known.mean(0)) / known.std(0, correction=0)
+        found.append(ready.mul_(here[:, None]).to(dtype))
+    return found
+
+
+def cosine(step: int, n_steps: int) -> float:
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, step / n_steps)))
+
+
+def make_adamw(model: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        model.parameters(), lr=training.lr, eps=training.adam_epsilon, weight_decay=training.weight_decay, fused=True
+    )
+
+
+def bare_loop(task: Task, training: TrainingConfig, dropout: float, seed: int) -> float:
+    """The best validation loss."""
+    torch.manual_seed(seed)
+    vectors, truth = standardized(task, torch.bfloat16), task.target.truth
+    model = PlainHead([slot.shape[1] for slot in vectors], task.target.n_outputs, dropout)
+    optimizer = make_adamw(model, training)
+    train_rows, val_rows = torch.from_numpy(task.train_rows), torch.from_numpy(task.val_rows)
+    n_steps = training.epochs * math.ceil(len(train_rows) / training.batch_size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, n_steps))
+    best = math.inf
+    for _ in range(training.epochs):
+        model.train()
+        for rows in train_rows[torch.randperm(len(train_rows))].split(training.batch_size):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = model([slot[rows] for slot in vectors])
+            F.cross_entropy(logits.float(), truth[rows]).backward()
+            optimizer.step()
+            schedule.step()
+        model.eval()
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            logits = model([slot[val_rows] for slot in vectors])
+        best = min(best, float(F.cross_entropy(logits.float(), truth[val_rows])))
+    return best
+
+
+class Rows(Dataset):
+    """One segment at a time, as `torch.utils.data` has it."""
+
+    def __init__(self, vectors: Sequence[Tensor], truth: Tensor, rows: np.ndarray):
+        self.vectors, self.truth, self.rows = vectors, truth, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[list[Tensor], Tensor]:
+        row = self.rows[index]
+        return [slot[row] for slot in self.vectors], self.truth[row]
+
+
+def lightning_fit(task: Task, training: TrainingConfig, dropout: float, seed: int, precision: Any = "32-true") -> float:
+    """The best validation loss."""
+    import lightning
+
+    class Module(lightning.LightningModule):
+        def __init__(self, model: nn.Module, n_steps: int):
+            super().__init__()
+            self.model, self.n_steps, self.losses, self.best = model, n_steps, [], math.inf
+
+        def training_step(self, batch: Any, _: int) -> Tensor:
+            vectors, truth = batch
+            return F.cross_entropy(self.model(vectors).float(), truth)
+
+        def validation_step(self, batch: Any, _: int) -> None:
+            vectors, truth = batch
+            loss = F.cross_entropy(self.model(vectors).float(), truth, reduction="sum")
+            self.losses.append((float(loss), len(truth)))
+
+        def on_validation_epoch_end(self) -> None:
+            sums, counts = zip(*self.losses, strict=True)
+            self.best = min(self.best, sum(sums) / sum(counts))
+            self.losses.clear()
+
+        def configure_optimizers(self) -> Any:
+            optimizer = make_adamw(self.model, training)
+            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, self.n_steps))
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    torch.manual_seed(seed)
+    vectors, truth = standardized(task, torch.float32), task.target.truth
+    model = PlainHead([slot.shape[1] for slot in vectors], task.target.n_outputs, dropout)
+    loaders = [
+        DataLoader(Rows(vectors, truth, rows), training.batch_size, shuffle=shuffle)
+        for rows, shuffle in ((task.train_rows, True), (task.val_rows, False))
+    ]
+    module = Module(model, training.epochs * len(loaders[0]))
+    trainer = lightning.Trainer(
+        max_epochs=training.epochs,
+        accelerator="cpu",
+        precision=precision,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(module, *loaders)
+    return module.best
+
+
+def our_fit(task: Task, training: TrainingConfig, dropout: float, seed: int) -> float:
+    """The best validation loss."""
+    fusion = FusionConfig(hidden_dim=HIDDEN_DIM, dropout=dropout)
+    trained = train(task.data, [task.target], task.train_rows, task.val_rows, fusion, training, seed)
+    return min(epoch["val_loss"] for epoch in trained.history)
+
+
+def quiet_lightning() -> None:
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+
+
+def seconds_per_epoch(run: Callable[..., float], task: Task, training: TrainingConfig, dropout: float) -> float:
+    started = time.perf_counter()
+    run(task, training, dropout, 0)
+    return (time.perf_counter() - started) / training.epochs
+
+
+def compare_losses(task: Task, training: TrainingConfig, seeds: int) -> None:
+    """Means over seeds with standard deviations, and the difference in pairs with its standard error."""
+    found = {
+        name: np.array([run(task, training, DROPOUT, seed) for seed in range(seeds)])
+        for name, run in (
+            ("fit without extras", our_fit),
+            ("bare loop", bare_loop),
+            ("Lightning in bf16-mixed", partial(lightning_fit, precision="bf16-mixed")),
+        )
+    }
+    ours = found["fit without extras"]
+    for name, losses in found.items():
+        spread = losses.std(ddof=1) if seeds > 1 else math.nan
+        difference = ours - losses
+        error = difference.std(ddof=1) / seeds**0.5 if seeds > 1 else math.nan
+        line = f"  {name}: {losses.mean():.4f} ± {spread:.4f}"
+        print(
+            line if name == "fit without extras" else f"{line}; fit minus this {difference.mean():+.4f} ± {error:.4f}"
+        )
+
+
+@click.command()
+@click.option("--segments", default=N_SEGMENTS, show_default=True)
+@click.option("--epochs", default=10, show_default=True, help="Of each measured training.")
+@click.option("--repetitions", default=5, show_default=True)
+@click.option("--seeds", default=5, show_default=True, help="Of the validation losses; 0 leaves them out.")
+@click.option("--loss-epochs", default=30, show_default=True, help="Of a training whose validation loss is compared.")
+def main(segments: int, epochs: int, repetitions: int, seeds: int, loss_epochs: int) -> None:
+    quiet_lightning()
+    print(f"{machine('torch', 'lightning')}, {torch.get_num_threads()} threads")
+    task = make_task(KINDS["additive"], segments, 1, 0)
+    print(f"{segments:,} segments, {len(task.train_rows):,} of them to learn from; seconds per epoch of {epochs}")
+    full = TrainingConfig(epochs=epochs, patience=epochs)
+    plain = full.model_copy(update=WITHOUT_EXTRAS)
+    for name, training, dropout, other, run in (
+        ("fit", full, DROPOUT, "bare loop", bare_loop),
+        ("fit without extras", plain, DROPOUT, "bare loop", bare_loop),
+        ("fit without dropout", full, 0.0, "bare loop without dropout", bare_loop),
+        ("fit without extras and dropout", plain, 0.0, "bare loop without dropout", bare_loop),
+        ("fit", full, DROPOUT, "Lightning", lightning_fit),
+        ("fit", full, DROPOUT, "Lightning in bf16-mixed", partial(lightning_fit, precision="bf16-mixed")),
+    ):
+
+        def ours(training: TrainingConfig = training, dropout: float = dropout) -> float:
+            return seconds_per_epoch(our_fit, task, training, dropout)
+
+        def theirs(run: Callable[..., float] = run, dropout: float = dropout) -> float:
+            return seconds_per_epoch(run, task, plain, dropout)
+
+        print(f"  {paired(name, ours, other, theirs, repetitions)}")
+    if seeds:
+        print(f"Best validation loss in {loss_epochs} epochs, {seeds} seeds:")
+        compare_losses(task, plain.model_copy(update={"epochs": loss_epochs, "patience": loss_epochs}), seeds)
+
+
+if __name__ == "__main__":
+    main()
