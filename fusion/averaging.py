@@ -11,7 +11,7 @@ import copy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class WeightAverage:
@@ -22,7 +22,8 @@ class WeightAverage:
     def __init__(self, model: nn.Module, decay: float):
         self._current, self._decay, self._steps = model, decay, 0
         self.model = copy.deepcopy(model).requires_grad_(False) if decay else model
-        self._means, self._weights = list(self.model.parameters()), list(model.parameters())
+        self._means: list[Tensor] = [*self.model.parameters()]
+        self._weights: list[Tensor] = [*model.parameters()]
         self._buffers = list(zip(self.model.buffers(), model.buffers(), strict=True))
 
     @torch.no_grad()
