@@ -18,10 +18,8 @@ Measured is a whole training, from the loaded tensors to the trained model, stan
 
 from __future__ import annotations
 
-import logging
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -31,10 +29,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from benchmarks import machine
 from benchmarks.bayes import KINDS, N_SEGMENTS, Task, make_task
+from benchmarks.lightning_loop import cosine, fit_in_lightning, make_adamw
 from benchmarks.pairs import paired
 from fusion.config import FusionConfig, TrainingConfig
 from fusion.train import train
@@ -82,16 +81,6 @@ def standardized(task: Task, dtype: torch.dtype) -> list[Tensor]:
     return found
 
 
-def cosine(step: int, n_steps: int) -> float:
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, step / n_steps)))
-
-
-def make_adamw(model: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(
-        model.parameters(), lr=training.lr, eps=training.adam_epsilon, weight_decay=training.weight_decay, fused=True
-    )
-
-
 def bare_loop(task: Task, training: TrainingConfig, dropout: float, seed: int) -> float:
     """The best validation loss."""
     torch.manual_seed(seed)
@@ -134,52 +123,16 @@ class Rows(Dataset):
 
 def lightning_fit(task: Task, training: TrainingConfig, dropout: float, seed: int, precision: Any = "32-true") -> float:
     """The best validation loss."""
-    import lightning
-
-    class Module(lightning.LightningModule):
-        def __init__(self, model: nn.Module, n_steps: int):
-            super().__init__()
-            self.model, self.n_steps, self.losses, self.best = model, n_steps, [], math.inf
-
-        def training_step(self, batch: Any, _: int) -> Tensor:
-            vectors, truth = batch
-            return F.cross_entropy(self.model(vectors).float(), truth)
-
-        def validation_step(self, batch: Any, _: int) -> None:
-            vectors, truth = batch
-            loss = F.cross_entropy(self.model(vectors).float(), truth, reduction="sum")
-            self.losses.append((float(loss), len(truth)))
-
-        def on_validation_epoch_end(self) -> None:
-            sums, counts = zip(*self.losses, strict=True)
-            self.best = min(self.best, sum(sums) / sum(counts))
-            self.losses.clear()
-
-        def configure_optimizers(self) -> Any:
-            optimizer = make_adamw(self.model, training)
-            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, self.n_steps))
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
     torch.manual_seed(seed)
     vectors, truth = standardized(task, torch.float32), task.target.truth
     model = PlainHead([slot.shape[1] for slot in vectors], task.target.n_outputs, dropout)
-    loaders = [
-        DataLoader(Rows(vectors, truth, rows), training.batch_size, shuffle=shuffle)
-        for rows, shuffle in ((task.train_rows, True), (task.val_rows, False))
-    ]
-    module = Module(model, training.epochs * len(loaders[0]))
-    trainer = lightning.Trainer(
-        max_epochs=training.epochs,
-        accelerator="cpu",
-        precision=precision,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
-    trainer.fit(module, *loaders)
-    return module.best
+    train_set, val_set = (Rows(vectors, truth, rows) for rows in (task.train_rows, task.val_rows))
+
+    def loss_of(model: nn.Module, batch: Any) -> Tensor:
+        vectors, truth = batch
+        return F.cross_entropy(model(vectors).float(), truth)
+
+    return fit_in_lightning(model, train_set, val_set, loss_of, training, precision)
 
 
 def our_fit(task: Task, training: TrainingConfig, dropout: float, seed: int) -> float:
@@ -187,11 +140,6 @@ def our_fit(task: Task, training: TrainingConfig, dropout: float, seed: int) -> 
     fusion = FusionConfig(hidden_dim=HIDDEN_DIM, dropout=dropout)
     trained = train(task.data, [task.target], task.train_rows, task.val_rows, fusion, training, seed)
     return min(epoch["val_loss"] for epoch in trained.history)
-
-
-def quiet_lightning() -> None:
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
 
 
 def seconds_per_epoch(run: Callable[..., float], task: Task, training: TrainingConfig, dropout: float) -> float:
@@ -228,7 +176,6 @@ def compare_losses(task: Task, training: TrainingConfig, seeds: int) -> None:
 @click.option("--seeds", default=5, show_default=True, help="Of the validation losses; 0 leaves them out.")
 @click.option("--loss-epochs", default=30, show_default=True, help="Of a training whose validation loss is compared.")
 def main(segments: int, epochs: int, repetitions: int, seeds: int, loss_epochs: int) -> None:
-    quiet_lightning()
     print(f"{machine('torch', 'lightning')}, {torch.get_num_threads()} threads")
     task = make_task(KINDS["additive"], segments, 1, 0)
     print(f"{segments:,} segments, {len(task.train_rows):,} of them to learn from; seconds per epoch of {epochs}")

@@ -311,12 +311,12 @@ def _run_missing(cells: Cells, grid: Grid, tables: TargetTables, workers: int, p
         except (FileNotFoundError, SafetensorError):
             missing.append(cell)
     cells.folder.mkdir(parents=True, exist_ok=True)
-    for done, cell in enumerate(_run(cells, missing, workers), start=1):
+    for done, cell in enumerate(run_cells(cells, missing, workers), start=1):
         report(cell, done)
     return len(missing)
 
 
-def _run(cells: Cells, missing: Sequence[Cell], workers: int) -> Iterator[Cell]:
+def run_cells(cells: Cells, missing: Sequence[Cell], workers: int) -> Iterator[Cell]:
     """Run cells, here or in other processes; each comes back when it is finished."""
     if not workers or not missing:
         for cell in missing:
