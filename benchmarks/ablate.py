@@ -7,8 +7,8 @@ The segments of `benchmarks.bayes`. `ablate` runs its cells in two processes, a 
 same models (`fusion.model.FusionModel`) train in Lightning with all threads, its default precision, a `Dataset` of rows
 in a `DataLoader`, one after another. Every fit has the same number of epochs, so that both do the same work.
 
-The time of the grid is also given in units of its floating-point operations, as PyTorch counts those of a training step,
-at this machine's rate for large bfloat16 matrices: 1 would be a machine that does nothing else.
+The time of the grid is also given in units of its floating-point operations, as PyTorch counts those of a step, at this
+machine's rate for large bfloat16 matrices: 1 would be a machine that does nothing else.
 """
 
 from __future__ import annotations

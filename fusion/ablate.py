@@ -16,6 +16,7 @@ import inspect
 import json
 import pickle
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
@@ -45,6 +46,7 @@ from fusion.leaks import check_encoders
 from fusion.modules import FUSIONS, fusion_class
 from fusion.runs import check_name, environment, write_config, write_json, write_model
 from fusion.shapley import LINEAR, MAJORITY, MASK_ONLY, TABLES, Cell, Finished, Model, TargetTables, write_rows
+from fusion.shared_tensors import pickled
 from fusion.targets import Target, load_targets
 from fusion.train import train
 from stores.errors import TriadError
@@ -323,17 +325,18 @@ def run_cells(cells: Cells, missing: Sequence[Cell], workers: int) -> Iterator[C
             cells.run(cell)
             yield cell
         return
-    copied = pickle.dumps(cells)  # each process has its own: shared memory is small in many containers
-    pool = ProcessPool(workers, context=get_context("spawn"), initializer=_adopt_cells, initargs=(copied,))
-    try:
-        for future in as_completed([pool.schedule(_run_in_worker, args=(cell,)) for cell in missing]):
-            cell, mistake = future.result()
-            if mistake is not None:
-                raise TriadError(mistake)
-            yield cell
-    finally:
-        pool.stop()
-        pool.join()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        copied = pickled(cells, Path(folder))
+        pool = ProcessPool(workers, context=get_context("spawn"), initializer=_adopt_cells, initargs=(copied,))
+        try:
+            for future in as_completed([pool.schedule(_run_in_worker, args=(cell,)) for cell in missing]):
+                cell, mistake = future.result()
+                if mistake is not None:
+                    raise TriadError(mistake)
+                yield cell
+        finally:
+            pool.stop()
+            pool.join()
 
 
 _cells: Cells  # of this worker process
