@@ -38,6 +38,7 @@ from stores.errors import StoreError
 from stores.store import Store
 
 WINDOW_BYTES = 256 * 2**20
+IN_ORDER_SHARE = 8  # of a window at a time, where rows are wanted in order, and nothing is to be mixed
 
 
 def open_segments(
@@ -180,8 +181,9 @@ class StreamedSegments:
 
     def _windows(self, source: RowSource, places: np.ndarray) -> Iterator[_Window]:
         """Read one window ahead. A thread reads: most of its time is the system's, and the loop goes on meanwhile."""
-        numbers = places // source.chunk_rows
-        spans = _spans(numbers, source.chunk_rows, self.window_chunks)
+        in_order = bool((places[1:] >= places[:-1]).all())
+        at_most = self.window_chunks // (IN_ORDER_SHARE if in_order else 1)
+        spans = _spans(places // source.chunk_rows, source.chunk_rows, max(1, at_most))
         with ThreadPoolExecutor(1, "read a window ahead") as reader:
             ahead = [reader.submit(self._read, source, places, *span) for span in spans[:1]]
             for span in [*spans[1:], None]:
@@ -202,7 +204,7 @@ class StreamedSegments:
             for number, to in wanted:
                 read = source.read(slot, number)
                 for kind, values in arrays.items():
-                    values[to] = read[kind][places[to] - number * source.chunk_rows]
+                    values[to] = np.take(read[kind], places[to] - number * source.chunk_rows, axis=0)
         return _Window(start, stop, found)
 
     def _batch(self, pieces: Sequence[Arrays]) -> Tensor | Frames:
