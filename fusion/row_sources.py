@@ -7,7 +7,9 @@ comes as arrays by kind: `vectors` (n, D), and where a slot has frames `frames` 
 from __future__ import annotations
 
 import tempfile
+import weakref
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
@@ -86,12 +88,15 @@ class RowFile:
         self._folder = folder
         self._files: dict[tuple[str, str], Any] = {}
         self._lock = Lock()
+        self._exits = ExitStack()
+        weakref.finalize(self, self._exits.close)
 
     def append(self, slot: str, arrays: Arrays) -> None:
         """The next rows of a slot."""
         for kind, values in arrays.items():
             if (slot, kind) not in self._files:
-                self._files[slot, kind] = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
+                file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
+                self._files[slot, kind] = self._exits.enter_context(file)
             self._files[slot, kind].write(np.ascontiguousarray(values).data)
 
     def has(self, rows: np.ndarray) -> bool:
