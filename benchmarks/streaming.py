@@ -13,13 +13,14 @@ whole command, and the most memory that the process ever had.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -111,6 +112,7 @@ def pairs_of_epochs(store: Store, repetitions: int) -> Ratio:
 class Fit:
     """epoch_seconds: the median; without the first, which also warms up, where there are more."""
 
+    n_train: int
     epoch_seconds: float
     seconds: float
     peak_bytes: int
@@ -133,16 +135,23 @@ def fit(store: Path, work: Path, stream: bool, epochs: int, baselines: bool) -> 
     history = pq.read_table(work / name / "history.parquet").to_pylist()
     of_epochs = [epoch["seconds"] for epoch in history if epoch["model"] == "fusion"]
     peak_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return Fit(median(of_epochs[1:] or of_epochs), seconds, peak_bytes)
+    n_train = len(open_store(store).split("default").rows(Part.TRAIN))
+    return Fit(n_train, median(of_epochs[1:] or of_epochs), seconds, peak_bytes)
+
+
+def read_fits(path: Path) -> dict[int, dict[str, Fit]]:
+    """What an earlier call measured, by segments and way."""
+    kept = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return {int(n): {way: Fit(**facts) for way, facts in ways.items()} for n, ways in kept.items()}
 
 
 # The table and the plot
 
 
-def _row(n: int, n_bytes: int, n_train: int, ways: dict[str, Fit]) -> str:
+def _row(n: int, n_bytes: int, ways: dict[str, Fit]) -> str:
     streamed, memory = ways["streamed"], ways["memory"]
     cells = [f"{n:,}", f"{n_bytes / 2**30:.2f}"]
-    cells += [f"{n_train / fit.epoch_seconds:,.0f}" for fit in (streamed, memory)]
+    cells += [f"{fit.n_train / fit.epoch_seconds:,.0f}" for fit in (streamed, memory)]
     cells += [f"{memory.epoch_seconds / streamed.epoch_seconds:.2f}"]
     cells += [f"{fit.epoch_seconds:.2f}" for fit in (streamed, memory)]
     cells += [f"{fit.seconds:.0f}" for fit in (streamed, memory)]
@@ -181,7 +190,9 @@ def plot(path: Path, found: dict[int, dict[str, Fit]]) -> None:
 @click.option("--epochs", type=click.IntRange(1), default=2, show_default=True, help="Of the fits.")
 @click.option("--baselines", is_flag=True, help="The fits with their baselines, and each slot alone.")
 @click.option("--widths", default="768,512,512", show_default=True, help="Of text, audio and MIDI.")
-@click.option("--stores", type=click.Path(path_type=Path), help="Keep the stores here, and use those that are here.")
+@click.option(
+    "--stores", type=click.Path(path_type=Path), help="Keep stores and fits here, and go on from those that are here."
+)
 @click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="Draw the growth of time and memory.")
 def main(
     sizes: tuple[int, ...],
@@ -194,34 +205,34 @@ def main(
     plot_path: Path | None,
 ) -> None:
     by_slot = dict(zip(PRESENCE, map(int, widths.split(",")), strict=True))
-    found: dict[int, dict[str, Fit]] = {}
-    rows = []
     print(machine(), flush=True)
     with ExitStack() as exits:
         work = Path(exits.enter_context(tempfile.TemporaryDirectory()))
+        kept = (stores or work) / "fits.json"
+        found = read_fits(kept)
         for n in sorted(sizes):
             path = (stores or work) / f"{n}.zarr"
             if not path.exists():
                 make_store(path, n, by_slot)
-            store = open_store(path)
-            n_train = len(store.split("default").rows(Part.TRAIN))
             if repetitions:
+                store = open_store(path)
+                n_train = len(store.split("default").rows(Part.TRAIN))
                 ratio = pairs_of_epochs(store, repetitions)
                 rates = " and ".join(f"{n_train / median(seconds):,.0f}" for seconds in (ratio.a, ratio.b))
                 print(f"{n:,} segments, an epoch: {ratio}; {rates} training rows per second", flush=True)
             if with_fits:
                 ways = {"streamed": True, "memory": False}
                 found[n] = {way: fit(path, work, stream, epochs, baselines) for way, stream in ways.items()}
-                rows.append(_row(n, 2 * n * sum(by_slot.values()), n_train, found[n]))
-    if rows:
+                kept.write_text(json.dumps({n: {w: asdict(f) for w, f in ways.items()} for n, ways in found.items()}))
+    if found:
         print(
             "\n| segments | vectors, GiB | rows per second, streamed | in memory | ratio | epoch, s, streamed |"
             " in memory | cli fit, s, streamed | in memory | peak memory, GiB, streamed | in memory |"
         )
         print(f"|{' ---: |' * 11}")
-        print("\n".join(rows))
+        print("\n".join(_row(n, 2 * n * sum(by_slot.values()), found[n]) for n in sorted(found)))
     if plot_path is not None and found:
-        plot(plot_path, found)
+        plot(plot_path, dict(sorted(found.items())))
 
 
 if __name__ == "__main__":
