@@ -87,11 +87,13 @@ def make_store(path: Path, n: int, widths: dict[str, int]) -> None:
 # Epochs in this process
 
 
-def pairs_of_epochs(store: Store, repetitions: int) -> Ratio:
-    """Seconds of an epoch and its validation: streamed, and in memory."""
+def pairs_of_epochs(store: Store, repetitions: int, epoch_rows: int | None = None) -> tuple[int, Ratio]:
+    """Training rows of an epoch, the first so many; its seconds with validation, streamed and in memory."""
     features = {slot: f"{slot}/drawn" for slot in PRESENCE}
     targets = load_targets(store, [])
     rows = {part: store.split("default").rows(code) for part, code in PARTS.items()}
+    share = min(1.0, (epoch_rows or len(rows["train"])) / len(rows["train"]))
+    rows = {part: some[: round(share * len(some))] for part, some in rows.items()}
     streamed = stream_segments(store, features)
     streamed.keep_at_hand(np.concatenate([rows["val"], rows["test"]]))
     fusion = FusionConfig(strategy="late", hidden_dim=HIDDEN)
@@ -102,7 +104,8 @@ def pairs_of_epochs(store: Store, repetitions: int) -> Ratio:
         return float(trained.history[0]["seconds"])
 
     in_memory = load_segments(store, features)
-    return paired("streamed", lambda: epoch(streamed), "in memory", lambda: epoch(in_memory), repetitions)
+    ratio = paired("streamed", lambda: epoch(streamed), "in memory", lambda: epoch(in_memory), repetitions)
+    return len(rows["train"]), ratio
 
 
 # Commands in processes of their own
@@ -184,6 +187,7 @@ def plot(path: Path, found: dict[int, dict[str, Fit]]) -> None:
 @click.command()
 @click.option("--rows", "sizes", type=click.IntRange(500), multiple=True, default=[100_000], show_default=True)
 @click.option("--repetitions", type=click.IntRange(0), default=5, show_default=True, help="Pairs of epochs.")
+@click.option("--epoch-rows", type=click.IntRange(1), help="Learn from the first so many in the pairs. [default: all]")
 @click.option(
     "--fits/--no-fits", "with_fits", default=True, show_default=True, help="Whole commands, and their memory."
 )
@@ -197,6 +201,7 @@ def plot(path: Path, found: dict[int, dict[str, Fit]]) -> None:
 def main(
     sizes: tuple[int, ...],
     repetitions: int,
+    epoch_rows: int | None,
     with_fits: bool,
     epochs: int,
     baselines: bool,
@@ -215,11 +220,9 @@ def main(
             if not path.exists():
                 make_store(path, n, by_slot)
             if repetitions:
-                store = open_store(path)
-                n_train = len(store.split("default").rows(Part.TRAIN))
-                ratio = pairs_of_epochs(store, repetitions)
+                n_train, ratio = pairs_of_epochs(open_store(path), repetitions, epoch_rows)
                 rates = " and ".join(f"{n_train / median(seconds):,.0f}" for seconds in (ratio.a, ratio.b))
-                print(f"{n:,} segments, an epoch: {ratio}; {rates} training rows per second", flush=True)
+                print(f"{n:,} segments, an epoch of {n_train:,}: {ratio}; {rates} training rows per second", flush=True)
             if with_fits:
                 ways = {"streamed": True, "memory": False}
                 found[n] = {way: fit(path, work, stream, epochs, baselines) for way, stream in ways.items()}
