@@ -388,12 +388,7 @@ def test_the_benchmark_runs(tmp_path, capsys):
     sizes = ["--rows", "600", "--rows", "1200", "--no-fits", "--widths", "4,3,2", "--repetitions", "1"]
     benchmark([*sizes, "--stores", str(tmp_path), "--plot", str(plot)], standalone_mode=False)
     printed = capsys.readouterr().out
-    assert (
-        "600 segments, an epoch of 4" in printed
-        and "streamed" in printed
-        and "over 1 pairs" in printed
-        and not plot.exists()
-    )
+    assert "600 segments, an epoch of" in printed and printed.count("over 1 pairs") == 2 and not plot.exists()
     assert (tmp_path / "1200.zarr").is_dir()
 
 
