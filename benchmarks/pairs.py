@@ -1,43 +1,41 @@
-"""Two things measured in turn, A B A B …, so that a machine whose speed drifts is unfair to neither."""
+"""Two ways to do the same, timed in turns, so that a slow minute of the machine hits both."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import numpy as np
+from statistics import median
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """a, b: what each run took, in `unit`, pair by pair."""
+    """a and b: what each took, pair by pair. Their ratios are taken within the pairs."""
 
     name_a: str
-    a: list[float]
     name_b: str
+    unit: str
+    a: list[float]
     b: list[float]
-    unit: str = "s"
 
     @property
-    def ratios(self) -> np.ndarray:
-        return np.array(self.a) / np.array(self.b)
+    def ratios(self) -> list[float]:
+        return [one / other for one, other in zip(self.a, self.b, strict=True)]
 
     @property
     def median(self) -> float:
-        return float(np.median(self.ratios))
+        return median(self.ratios)
 
     @property
     def low(self) -> float:
-        return float(self.ratios.min())
+        return min(self.ratios)
 
     @property
     def high(self) -> float:
-        return float(self.ratios.max())
+        return max(self.ratios)
 
     def __str__(self) -> str:
-        of_a, of_b = (f"{float(np.median(values)):.3g} {self.unit}" for values in (self.a, self.b))
-        spread = f"{self.median:.2f} [{self.low:.2f}, {self.high:.2f}] over {len(self.a)} pairs"
-        return f"{self.name_a} {of_a}, {self.name_b} {of_b}, ratio {spread}"
+        sides = f"{self.name_a} {median(self.a):.3g} {self.unit}, {self.name_b} {median(self.b):.3g} {self.unit}"
+        return f"{sides}, ratio {self.median:.2f} [{self.low:.2f}, {self.high:.2f}] over {len(self.a)} pairs"
 
 
 def paired(
@@ -48,7 +46,7 @@ def paired(
     repetitions: int = 5,
     unit: str = "s",
 ) -> Ratio:
-    """Each runs once unmeasured, then both in turn. They return what they took."""
+    """A B A B …, after each has run once for nothing. Both return what they took."""
     run_a(), run_b()
     pairs = [(run_a(), run_b()) for _ in range(repetitions)]
-    return Ratio(name_a, [a for a, _ in pairs], name_b, [b for _, b in pairs], unit)
+    return Ratio(name_a, name_b, unit, [a for a, _ in pairs], [b for _, b in pairs])

@@ -43,6 +43,7 @@ from fusion.data import SegmentData, choose_features, load_segments
 from fusion.evaluate import patterns
 from fusion.fit import PARTS, open_splits
 from fusion.leaks import check_encoders
+from fusion.memory import read_into_memory
 from fusion.modules import FUSIONS, fusion_class
 from fusion.runs import check_name, environment, write_config, write_json, write_model
 from fusion.shapley import LINEAR, MAJORITY, MASK_ONLY, TABLES, Cell, Finished, Model, TargetTables, write_rows
@@ -103,11 +104,11 @@ def ablate(
     folder = ablations / check_name(ablations, name, overwrite=True)
     splits = open_splits(store, split_name or config.split.name)
     features, chosen = _choose_slots(store, config, subsets)
-    data = load_segments(
-        store, features, with_frames=any(cls.reads_frames for cls in classes), allow_pending=allow_pending
-    )
+    with_frames = any(cls.reads_frames for cls in classes)
+    notes = read_into_memory("cli ablate", store, features, with_frames, config.training.stream)
+    data = load_segments(store, features, with_frames=with_frames, allow_pending=allow_pending)
     targets = load_targets(store, list(config.model.targets))
-    notes = check_encoders(store, features, splits, allow_leak)
+    notes += check_encoders(store, features, splits, allow_leak)
 
     cells = Cells(data, targets, splits, config, folder / "cells")
     grid: dict[Model, Sequence[int | None]] = {}
@@ -209,7 +210,7 @@ class Cells:
             fusion, training = self._settings(cell.model)
             facts["code"] = _code_digest("fusion.train", FUSIONS[cell.model.name].__module__)
             facts["fusion"] = fusion.model_dump(mode="json", exclude={"features", "slots"})
-            facts["training"] = training.model_dump(mode="json", exclude={"seeds", "bootstrap"})
+            facts["training"] = training.model_dump(mode="json", exclude={"seeds", "bootstrap", "stream"})
         return self.folder / f"{_digest(facts)[:32]}.safetensors"
 
     def read(self, cell: Cell) -> Finished:

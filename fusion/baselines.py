@@ -1,13 +1,14 @@
 """What any fusion has to beat: the prior, missingness alone, and a linear model on everything.
 
 All predict in the target's own terms (`fusion.targets.Target.predict`), so that one evaluation serves them and the
-fusions. The strength of the linear models' regularization is chosen on the validation split.
+fusions. The strength of the linear models' regularization is chosen on the validation split. To segments that are
+larger than memory, linear models are fitted by a sample (`fusion.streamed_inputs`).
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from scipy.optimize import minimize
@@ -15,18 +16,21 @@ from scipy.special import logsumexp, softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from fusion.data import SegmentData
+from fusion.data import SegmentData, StoredSegments
 from fusion.metrics import headline_metric, score
 from fusion.model import Standardize
+from fusion.streamed_inputs import StreamedInputs
+from fusion.streaming import StreamedSegments
 from fusion.targets import Target
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of logistic regression; 1/alpha of ridge
 
 Predict = Callable[[np.ndarray], np.ndarray]  # features (n, D) to predictions (n, K)
+Inputs = np.ndarray | StreamedInputs  # float32 (N, D)
 
 
 def predictions(
-    data: SegmentData, targets: Sequence[Target], rows: Mapping[str, np.ndarray]
+    data: SegmentData | StreamedSegments, targets: Sequence[Target], rows: Mapping[str, np.ndarray]
 ) -> dict[str, dict[str, list[np.ndarray]]]:
     """Every baseline's word on the validation and test rows: name to part to, by target, (n, K).
 
@@ -35,7 +39,7 @@ def predictions(
     found: dict[str, dict[str, list[np.ndarray]]] = {
         "majority": {part: [majority(t, rows["train"], rows[part]) for t in targets] for part in ("val", "test")}
     }
-    inputs = {"logistic regression": concatenation(data, rows["train"]), "mask only": mask(data)}
+    inputs: dict[str, Inputs] = {"logistic regression": inputs_of(data, rows["train"]), "mask only": mask(data)}
     held_out, n_val = np.concatenate([rows["val"], rows["test"]]), len(rows["val"])
     for name, values in inputs.items():
         outputs = [linear(values, target, rows["train"], rows["val"], held_out) for target in targets]
@@ -54,19 +58,32 @@ def majority(target: Target, train_rows: np.ndarray, rows: np.ndarray) -> np.nda
 
 
 def linear(
-    inputs: np.ndarray, target: Target, train_rows: np.ndarray, val_rows: np.ndarray, rows: np.ndarray
+    inputs: Inputs, target: Target, train_rows: np.ndarray, val_rows: np.ndarray, rows: np.ndarray
 ) -> np.ndarray:
-    """Logistic (or ridge) regression from inputs (N, D), fitted on training rows: predictions (n, K) for `rows`."""
+    """Logistic (or ridge) regression from inputs (N, D), fitted on training rows: predictions (n, K) for `rows`.
+
+    Of streamed inputs, on their sample of the training rows.
+    """
     known = target.known.numpy()
+    if isinstance(inputs, StreamedInputs):
+        train_rows = inputs.sample
     train_rows, val_rows = train_rows[known[train_rows]], val_rows[known[val_rows]]
     truth = target.truth.numpy()
     metric = headline_metric(target.kind, target.metric)
+    learned = inputs.take(train_rows) if isinstance(inputs, StreamedInputs) else inputs[train_rows]
+    fitted = [_fit_linear(learned, truth[train_rows], target, strength) for strength in STRENGTHS]
+    outputs = _predict(fitted, inputs, val_rows) if len(val_rows) else [np.zeros(0)] * len(fitted)
     candidates = []
-    for strength in STRENGTHS:
-        predict = _fit_linear(inputs[train_rows], truth[train_rows], target, strength)
-        quality = metric.sign * score(metric, truth[val_rows], predict(inputs[val_rows])) if len(val_rows) else 0.0
+    for strength, predict, output in zip(STRENGTHS, fitted, outputs, strict=True):
+        quality = metric.sign * score(metric, truth[val_rows], output) if len(val_rows) else 0.0
         candidates.append((quality if np.isfinite(quality) else -np.inf, -strength, predict))
-    return max(candidates, key=lambda candidate: candidate[:2])[2](inputs[rows])
+    best = max(candidates, key=lambda candidate: candidate[:2])[2]
+    return _predict([best], inputs, rows)[0]
+
+
+def inputs_of(data: SegmentData | StreamedSegments, train_rows: np.ndarray) -> Inputs:
+    """The concatenation, in memory or streamed as the segments are."""
+    return StreamedInputs(data, train_rows) if isinstance(data, StreamedSegments) else concatenation(data, train_rows)
 
 
 def concatenation(data: SegmentData, train_rows: np.ndarray) -> np.ndarray:
@@ -80,9 +97,18 @@ def concatenation(data: SegmentData, train_rows: np.ndarray) -> np.ndarray:
     return np.concatenate([*parts, mask(data)], axis=1).astype(np.float32)
 
 
-def mask(data: SegmentData) -> np.ndarray:
+def mask(data: StoredSegments) -> np.ndarray:
     """Which slots are there, and nothing else: float32 (N, M)."""
     return data.present.numpy().astype(np.float32)
+
+
+def _predict(models: Sequence[Predict], inputs: Inputs, rows: np.ndarray) -> list[np.ndarray]:
+    """What each model says of the rows, (n, K) each, from one pass over the inputs."""
+    blocks: Iterable[np.ndarray] = (
+        inputs.blocks(rows) if isinstance(inputs, StreamedInputs) else [np.asarray(inputs[rows])]
+    )
+    found = [[predict(block) for predict in models] for block in blocks]
+    return [np.concatenate(outputs) for outputs in zip(*found, strict=True)]
 
 
 def _fit_linear(inputs: np.ndarray, truth: np.ndarray, target: Target, strength: float) -> Predict:

@@ -110,6 +110,11 @@ def train_encoder_command(
 @click.option("--name", help="Name of the run. [default: the fusion's, numbered]")
 @click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
 @click.option("--baselines/--no-baselines", "with_baselines", default=True, show_default=True)
+@click.option(
+    "--stream/--no-stream",
+    default=None,
+    help="Read the store chunk by chunk, or into memory. [default: training.stream, auto: by its size]",
+)
 @click.option("--allow-pending", is_flag=True, help="Count rows that are not featurized yet as missing.")
 @click.option("--allow-leak", is_flag=True, help="Accept encoders that saw labels of held-out groups; the run says so.")
 @click.option("--overwrite", is_flag=True, help="Replace a run of the same name.")
@@ -192,6 +197,8 @@ def _with_options(config: Any, options: dict[str, Any]) -> Any:
         fusion["features"] = {**fusion["features"], slot: name}
     if options["seeds"]:
         training["seeds"] = list(range(options["seeds"]))
+    if options["stream"] is not None:
+        training["stream"] = options["stream"]
     return _with_targets(validated(values, "the options"), options["target_names"])
 
 

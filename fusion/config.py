@@ -24,6 +24,8 @@ DEFAULT_PATH = Path("config.yaml")
 MAX_BATCH = 10_000_000
 MAX_EPOCHS = 1_000_000
 
+Stream = bool | Literal["auto"]
+
 _brief = Repr()
 _brief.maxstring = _brief.maxother = _brief.maxlong = 100
 
@@ -111,6 +113,9 @@ class TrainingConfig(LoopConfig):
     modality_dropout: float = Field(0.3, ge=0, lt=1, description="Chance that a present slot is hidden in a step.")
     precision: Literal["auto", "fp32", "bf16"] = Field(  # type: ignore[assignment]  # train resolves it
         "auto", description="bf16: matrix products in bfloat16; auto: where the processor multiplies it natively."
+    )
+    stream: Stream = Field(
+        "auto", description="Read the store chunk by chunk, in shuffled order; auto: where memory is too small for it."
     )
     seeds: list[Seed] = Field([0, 1, 2], min_length=1, max_length=1000)
     bootstrap: int = Field(2000, ge=100, le=1_000_000, description="Group resamples behind each confidence interval.")

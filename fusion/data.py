@@ -1,12 +1,14 @@
 """From the store to tensors: the features of each slot, their presence, and who is who.
 
-Everything is read once and stays in memory; a batch is an index into whole tensors.
+Everything is read once and stays in memory; a batch is an index into whole tensors. What does not fit in memory is read
+chunk by chunk instead (`fusion.streaming`), behind the same `StoredSegments`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,14 +17,60 @@ from torch import Tensor
 from featurize.errors import ConfigError
 from featurize.segments import MODALITIES
 from fusion.config import Config
-from fusion.model import FusionModel, Inputs
-from fusion.modules.base import Frames, Standardized
+from fusion.model import FusionModel
+from fusion.modules.base import Frames, Inputs, Standardized
 from stores.errors import StoreError
-from stores.feature import Status
+from stores.feature import Feature, Status
 from stores.record import command_for
 from stores.store import Store
 
 EVALUATION_BATCH = 4096
+
+
+class StoredSegments(Protocol):
+    """Segments of a store, wherever their vectors are: what training, baselines and evaluation need of them."""
+
+    @property
+    def features(self) -> Mapping[str, str]:
+        """Slot to feature name, in slot order."""
+
+    @property
+    def slots(self) -> tuple[str, ...]: ...
+
+    @property
+    def widths(self) -> dict[str, int]: ...
+
+    @property
+    def max_frames(self) -> dict[str, int]:
+        """Of slots that have frames: how many a row has at most."""
+
+    @property
+    def present(self) -> Tensor:
+        """bool (N, M), as `slots`."""
+
+    @property
+    def ids(self) -> np.ndarray: ...
+
+    @property
+    def groups(self) -> np.ndarray: ...
+
+    @property
+    def evaluation_batch(self) -> int: ...
+
+    def epoch_order(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Row numbers in the order in which an epoch learns from them."""
+
+    def batches(
+        self, rows: Sequence[Tensor], augmentation_seed: int | None = None
+    ) -> Iterator[tuple[Tensor, dict[str, Inputs]]]: ...
+
+    def only(self, slots: Sequence[str]) -> StoredSegments: ...
+
+    def standardized(self, model: FusionModel, dtype: torch.dtype) -> StoredSegments:
+        """The same segments for training this model, whose batches then need no arithmetic before the first product.
+
+        With frames they are as they were: those would take up too much memory.
+        """
 
 
 @dataclass(frozen=True)
@@ -51,10 +99,16 @@ class SegmentData:
         return {slot: vectors.shape[1] for slot, vectors in self.vectors.items()}
 
     @property
+    def max_frames(self) -> dict[str, int]:
+        return {slot: frames.shape[1] for slot, frames in self.frames.items()}
+
+    @property
     def evaluation_batch(self) -> int:
         """With frames, fewer rows: a row is as large as its slots' vectors and frames together."""
-        longest = max((frames.shape[1] for frames in self.frames.values()), default=0)
-        return max(1, EVALUATION_BATCH // (1 + longest))
+        return rows_at_once(self.max_frames)
+
+    def epoch_order(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        return shuffled(rows, generator)
 
     def batches(
         self, rows: Sequence[Tensor], augmentation_seed: int | None = None
@@ -65,12 +119,6 @@ class SegmentData:
         """
         for batch in rows:
             yield batch, {slot: self._batch(slot, batch) for slot in self.vectors}
-
-    def real_frames(self, slot: str, rows: Tensor) -> Tensor:
-        """All frames (n, D_slot) of some rows, end to end."""
-        frames = self.frames[slot][rows]
-        real: Tensor = frames[_first(self.n_frames[slot][rows], frames.shape[1])]
-        return real
 
     def without_frames(self) -> SegmentData:
         """The same segments with vectors alone, for a fusion that reads no frames."""
@@ -101,17 +149,13 @@ class SegmentData:
         )
 
     def standardized(self, model: FusionModel, dtype: torch.dtype) -> SegmentData:
-        """The same segments for training this model, whose batches then need no arithmetic before the first product.
-
-        With frames they are as they were: those would take up too much memory.
-        """
         if self.frames:
             return self
         vectors = {}
         for index, (slot, values) in enumerate(self.vectors.items()):
             ready = torch.zeros(values.shape, dtype=dtype)
             for rows in torch.nonzero(self.present[:, index])[:, 0].split(EVALUATION_BATCH):
-                ready[rows] = model.standardize[f"slot_{index}"](values[rows]).to(dtype)
+                ready[rows] = model.standardize_slot(slot, values[rows], dtype)
             vectors[slot] = ready
         return replace(self, vectors=vectors, is_standardized=True)
 
@@ -123,7 +167,7 @@ class SegmentData:
             return vectors
         n_frames = self.n_frames[slot][rows]
         longest = int(n_frames.max()) if len(rows) else 0
-        return Frames(vectors, self.frames[slot][rows, :longest], _first(n_frames, longest))
+        return Frames(vectors, self.frames[slot][rows, :longest], first_frames(n_frames, longest))
 
 
 def choose_features(store: Store, config: Config) -> dict[str, str]:
@@ -172,23 +216,37 @@ def load_segments(
     for slot, name in features.items():
         feature = store.feature(name)
         whole = feature.whole_rows(with_frames=with_frames and feature.has_frames)
-        status = whole.status
-        pending = int((status == Status.PENDING).sum())
-        if pending and not allow_pending:
-            raise StoreError(
-                f"{name} is unfinished: {pending:,} of {len(status):,} rows are pending.\n"
-                f"Finish it with {command_for(feature.record)}, or count them as missing with"
-                " --allow-pending."
-            )
         vectors[slot] = torch.from_numpy(whole.vectors)
-        present.append(torch.from_numpy(status == Status.PRESENT))
+        present.append(torch.from_numpy(is_present(feature, whole.status, allow_pending)))
         if whole.frames is not None and whole.n_frames is not None:
             frames[slot] = torch.from_numpy(whole.frames)
             n_frames[slot] = torch.from_numpy(whole.n_frames.astype(np.int64))
     return SegmentData(dict(features), vectors, torch.stack(present, dim=1), store.ids, store.groups, frames, n_frames)
 
 
-def _first(n_frames: Tensor, longest: int) -> Tensor:
+def is_present(feature: Feature, status: np.ndarray, allow_pending: bool) -> np.ndarray:
+    """bool (N,) of uint8 (N,). Raises `StoreError` where rows are pending, and that is not allowed."""
+    pending = int((status == Status.PENDING).sum())
+    if pending and not allow_pending:
+        raise StoreError(
+            f"{feature.name} is unfinished: {pending:,} of {len(status):,} rows are pending.\n"
+            f"Finish it with {command_for(feature.record)}, or count them as missing with"
+            " --allow-pending."
+        )
+    return np.asarray(status == Status.PRESENT)
+
+
+def shuffled(rows: Tensor, generator: torch.Generator) -> Tensor:
+    """Any order is as likely as any other."""
+    return rows[torch.randperm(len(rows), generator=generator)]
+
+
+def rows_at_once(max_frames: Mapping[str, int]) -> int:
+    """Rows whose vectors, and frames of some slots, fit in memory at once where nothing is learned."""
+    return max(1, EVALUATION_BATCH // (1 + max(max_frames.values(), default=0)))
+
+
+def first_frames(n_frames: Tensor, longest: int) -> Tensor:
     """How many frames rows have, int (B,), as a mask: bool (B, longest)."""
     return torch.arange(longest) < n_frames[:, None]
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from featurize.encoders.base import Encoder
 from featurize.errors import ConfigError
-from fusion.data import SegmentData
+from fusion.data import SegmentData, shuffled
 from fusion.dataset import SlotEncoders
 from fusion.model import FusionModel
 from fusion.modules.base import Frames, MultimodalFusion
@@ -109,6 +109,8 @@ class EndToEndData:
         self._columns = {slot: segments.slots.index(slot) for slot in inputs}
         stored = [slot for slot in segments.slots if slot not in inputs]
         self._stored = segments.only(stored) if stored else None
+
+    epoch_order = staticmethod(shuffled)
 
     def batches(
         self, rows: Sequence[Tensor], augmentation_seed: int | None = None

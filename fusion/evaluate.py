@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusion.data import SegmentData
+from fusion.data import StoredSegments
 from fusion.metrics import METRICS, GroupBootstrap, Metric, headline_metric, interval, json_number, score
 from fusion.targets import Target
 
@@ -58,7 +58,7 @@ def patterns(slots: Sequence[str]) -> list[tuple[str, ...]]:
     return [chosen for size in range(1, len(slots) + 1) for chosen in combinations(slots, size)]
 
 
-def pattern_rows(data: SegmentData, rows: np.ndarray, pattern: Sequence[str]) -> tuple[np.ndarray, Tensor]:
+def pattern_rows(data: StoredSegments, rows: np.ndarray, pattern: Sequence[str]) -> tuple[np.ndarray, Tensor]:
     """The rows that have all slots of a pattern, and the mask bool (n, M) that shows just those."""
     columns = [data.slots.index(slot) for slot in pattern]
     has_all = data.present[torch.from_numpy(rows)][:, columns].all(dim=1).numpy()
@@ -68,14 +68,16 @@ def pattern_rows(data: SegmentData, rows: np.ndarray, pattern: Sequence[str]) ->
     return kept, shown
 
 
-def evaluate(data: SegmentData, targets: Sequence[Target], results: Results, resamples: int) -> dict[str, Any]:
+def evaluate(data: StoredSegments, targets: Sequence[Target], results: Results, resamples: int) -> dict[str, Any]:
     """The `targets` part of `metrics.json`."""
     return {
         target.name: _evaluate_target(data, index, target, results, resamples) for index, target in enumerate(targets)
     }
 
 
-def _evaluate_target(data: SegmentData, index: int, target: Target, results: Results, resamples: int) -> dict[str, Any]:
+def _evaluate_target(
+    data: StoredSegments, index: int, target: Target, results: Results, resamples: int
+) -> dict[str, Any]:
     metric = headline_metric(target.kind, target.metric)
     score_part = _PartScorer(data, index, target, metric, resamples)
     fused = results[FUSION]
@@ -108,7 +110,7 @@ def _evaluate_target(data: SegmentData, index: int, target: Target, results: Res
 class _PartScorer:
     """Scores of one target. Segments without the label do not count."""
 
-    def __init__(self, data: SegmentData, index: int, target: Target, metric: Metric, resamples: int):
+    def __init__(self, data: StoredSegments, index: int, target: Target, metric: Metric, resamples: int):
         self._data = data
         self._index = index
         self._target = target
@@ -162,7 +164,7 @@ class _PartScorer:
         }
 
 
-def _n_exactly(data: SegmentData, fused: Mapping[str, Predictions], pattern: str) -> int:
+def _n_exactly(data: StoredSegments, fused: Mapping[str, Predictions], pattern: str) -> int:
     """How many test segments have just these slots by nature."""
     wanted = torch.tensor([slot in pattern.split("+") for slot in data.slots])
     rows = torch.from_numpy(fused["test"].pooled_rows())

@@ -26,11 +26,12 @@ from fusion.calibration import (
     fit_temperature,
     statements,
 )
-from fusion.data import SegmentData
+from fusion.data import StoredSegments
 from fusion.evaluate import patterns
 from fusion.fit import PARTS
 from fusion.leaks import LeakError, check_encoders
-from fusion.load_run import LoadedRun, load_features, load_labels, own_store
+from fusion.load_run import LoadedRun, load_labels, open_features, own_store
+from fusion.streaming import StreamedSegments
 from fusion.targets import Target
 from fusion.views import Chances, Rates, Scorer, Scores, View, Viewer, independent
 from stores.errors import TriadError
@@ -58,13 +59,15 @@ def evaluate_run(
     """
     for rates in deployments:
         _check_rates(rates, run.slots)
-    data = load_features(run, store, allow_pending=allow_pending)
+    data = open_features(run, store, allow_pending=allow_pending)
     targets, label_notes = load_labels(run, store)
     own = own_store(run, store)
     scored = _choose(run, store, own, split_name, part, allow_leak)
     learned = _Learned.of(run, store, own, data, targets, allow_pending)
 
     rows = scored.rows
+    if isinstance(data, StreamedSegments):
+        data.keep_at_hand(rows)
     viewer = Viewer(run, data)
     whole = viewer.show(rows, data.present[rows])
     shown = {"+".join(pattern): viewer.pattern(rows, pattern) for pattern in patterns(run.slots)}
@@ -203,7 +206,7 @@ class _Learned:
 
     presence: Rates
     training: Tensor | None  # bool (n, M): the mask of the training part
-    validation: tuple[SegmentData, list[Target], np.ndarray] | None
+    validation: tuple[StoredSegments, list[Target], np.ndarray] | None
     notes: list[str]
 
     @classmethod
@@ -212,7 +215,7 @@ class _Learned:
         run: LoadedRun,
         store: Store,
         own: Store | None,
-        data: SegmentData,
+        data: StoredSegments,
         targets: list[Target],
         allow_pending: bool,
     ) -> _Learned:
@@ -221,7 +224,7 @@ class _Learned:
             if own is None:
                 raise TriadError(f"{run.environment['store']} does not have split {run.split_name} as it was.")
             if own is not store:
-                data, targets = load_features(run, own, allow_pending=allow_pending), load_labels(run, own)[0]
+                data, targets = open_features(run, own, allow_pending=allow_pending), load_labels(run, own)[0]
         except TriadError as error:
             why = str(error).partition("\n")[0]
             return cls(
@@ -241,7 +244,7 @@ class _Learned:
         return {tuple(map(bool, shown)): float(share) for shown, share in zip(combinations, shares, strict=True)}
 
 
-def _presence(data: SegmentData, rows: np.ndarray) -> dict[str, float]:
+def _presence(data: StoredSegments, rows: np.ndarray) -> dict[str, float]:
     return {slot: float(data.present[rows, column].double().mean()) for column, slot in enumerate(data.slots)}
 
 
@@ -277,7 +280,9 @@ def _pair_facts(scorer: Scorer, views: Mapping[str, View]) -> dict[str, Any]:
 # Calibration
 
 
-def _calibration(run: LoadedRun, scorer: Scorer, data: SegmentData, whole: View, learned: _Learned) -> dict[str, Any]:
+def _calibration(
+    run: LoadedRun, scorer: Scorer, data: StoredSegments, whole: View, learned: _Learned
+) -> dict[str, Any]:
     """How the model is calibrated as it is; and where it states shares, how with the temperature of validation."""
     target = scorer.target
     before, facts = _calibration_of(scorer, whole)

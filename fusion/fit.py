@@ -18,10 +18,11 @@ from featurize.splits import check_split, fold_names
 from fusion import baselines
 from fusion.checkpoint import Checkpoint
 from fusion.config import Config, FusionConfig, TrainingConfig
-from fusion.data import SegmentData, choose_features, load_segments
+from fusion.data import SegmentData, StoredSegments, choose_features
 from fusion.evaluate import FUSION, Predictions, evaluate, pattern_rows, patterns
 from fusion.gaps import gaps
 from fusion.leaks import check_encoders
+from fusion.memory import feature_bytes
 from fusion.metrics import headline_metric, score
 from fusion.modules import fusion_class
 from fusion.optimization import dominating_slot
@@ -36,6 +37,8 @@ from fusion.runs import (
     write_model,
     write_table,
 )
+from fusion.streamed_inputs import StreamedInputs
+from fusion.streaming import StreamedSegments, open_segments
 from fusion.targets import Target, load_targets
 from fusion.train import Trained, train
 from stores.store import Part, Split, Store
@@ -74,7 +77,9 @@ def fit(
     with_frames = fusion_class(strategy).reads_frames
     name = check_name(runs, name or free_name(runs, strategy), overwrite)
     splits = open_splits(store, split_name or config.split.name)
-    data = load_segments(store, choose_features(store, config), with_frames=with_frames, allow_pending=allow_pending)
+    features = choose_features(store, config)
+    stream = config.training.stream
+    data = open_segments(store, features, stream, with_frames=with_frames, allow_pending=allow_pending)
     targets = load_targets(store, list(config.model.targets))
     notes = check_encoders(store, data.features, splits, allow_leak) + gaps(data, targets, splits)
 
@@ -88,8 +93,13 @@ def fit(
             with_baselines,
             progress,
             lambda training: Checkpoint(folder / CHECKPOINTS / training, key),
+            folder,
         )
         job.run()
+        if isinstance(data, StreamedSegments):
+            data.check_unchanged()
+            n_bytes = feature_bytes(store, features, with_frames)
+            notes.append(f"{n_bytes / 2**30:.1f} GiB of features were streamed from the store, not read into memory.")
 
         metrics = {
             "format": METRICS_FORMAT,
@@ -116,7 +126,7 @@ def fit(
         test = job.results[FUSION]["test"]
         write_table(folder / "predictions.parquet", prediction_table(data, targets, splits, test, job.weights))
         saved = job.saved.trained
-        facts = model_facts(config.model.fusion, data.features, data.widths, list(data.frames), saved.targets)
+        facts = model_facts(config.model.fusion, data.features, data.widths, list(data.max_frames), saved.targets)
         write_model(folder / "model.safetensors", saved.model.state_dict(), facts)
         write_json(folder / "metrics.json", metrics)
         from fusion.report import write_report  # matplotlib is slow to import
@@ -142,13 +152,14 @@ class _Job:
 
     def __init__(
         self,
-        data: SegmentData,
+        data: SegmentData | StreamedSegments,
         targets: list[Target],
         splits: list[Split],
         config: Config,
         with_baselines: bool,
         progress: Progress | None,
         checkpoint: Callable[[str], Checkpoint],
+        folder: Path,
     ):
         self._data = data
         self._targets = targets
@@ -157,6 +168,7 @@ class _Job:
         self._with_baselines = with_baselines
         self._progress = progress
         self._checkpoint = checkpoint
+        self._folder = folder
         self._done = 0
         self._alone = data.slots if with_baselines and len(data.slots) > 1 else ()
         self.results: dict[str, dict[str, Predictions]] = defaultdict(lambda: defaultdict(Predictions))
@@ -166,6 +178,8 @@ class _Job:
     def run(self) -> None:
         for number, split in enumerate(self._splits):
             rows = {part: split.rows(code) for part, code in PARTS.items()}
+            if isinstance(self._data, StreamedSegments):
+                self._data.keep_at_hand(np.concatenate([rows["val"], rows["test"]]), self._folder)
             for seed in self._config.training.seeds:
                 trained = self._train(FUSION, self._data, number, rows, seed)
                 self._predict_patterns(trained, number, rows["test"], seed)
@@ -177,7 +191,7 @@ class _Job:
             for slot in self._alone:
                 self._prefer_linear(slot, number, rows)
 
-    def _train(self, model: str, data: SegmentData, number: int, rows: dict[str, np.ndarray], seed: int) -> Trained:
+    def _train(self, model: str, data: StoredSegments, number: int, rows: dict[str, np.ndarray], seed: int) -> Trained:
         trained = train(
             data,
             self._targets,
@@ -203,7 +217,7 @@ class _Job:
             self._progress(self._done, per_split * len(self._splits))
         return trained
 
-    def _training_of(self, data: SegmentData) -> TrainingConfig:
+    def _training_of(self, data: StoredSegments) -> TrainingConfig:
         """What is set for a slot that these data do not have is for another training."""
         training = self._config.training
         slots = {
@@ -212,6 +226,26 @@ class _Job:
         return training.model_copy(update={"slots": slots})
 
     def notes(self) -> list[str]:
+        return [*self._notes_on_samples(), *self._notes_on_gradients()]
+
+    def _notes_on_samples(self) -> list[str]:
+        """Linear models that were fitted to less than the training part."""
+        if not self._with_baselines or not isinstance(self._data, StreamedSegments):
+            return []
+        train_rows = self._splits[0].rows(Part.TRAIN)
+        models = {"logistic regression": self._data} | {
+            f"{slot} alone": self._data.only([slot]) for slot in self._alone
+        }
+        sizes = {name: len(StreamedInputs(data, train_rows).sample) for name, data in models.items()}
+        sampled = [f"{name} {n:,}" for name, n in sizes.items() if n < len(train_rows)]
+        if not sampled:
+            return []
+        return [
+            f"Of the {len(train_rows):,} training segments, linear models were fitted to whole groups drawn at random: "
+            f"{', '.join(sampled)}."
+        ]
+
+    def _notes_on_gradients(self) -> list[str]:
         """A slot whose gradients outweigh all others' in the fusion's trainings, and what may help."""
         epochs = [epoch for epoch in self.history if epoch["model"] == FUSION]
         found = dominating_slot(epochs, self._data.slots)
@@ -238,9 +272,10 @@ class _Job:
     def _prefer_linear(self, slot: str, number: int, rows: dict[str, np.ndarray]) -> None:
         """A slot alone is worth the better, on validation, of the fusion and a linear model: no baseline of straw."""
         model = self.results[f"{slot} alone"]
-        inputs = baselines.concatenation(self._data.only([slot]), rows["train"])
+        inputs = baselines.inputs_of(self._data.only([slot]), rows["train"])
+        everyone = np.arange(len(self._data.ids))
         for index, target in enumerate(self._targets):
-            output = baselines.linear(inputs, target, rows["train"], rows["val"], np.arange(len(inputs)))
+            output = baselines.linear(inputs, target, rows["train"], rows["val"], everyone)
             metric = headline_metric(target.kind, target.metric)
             known = target.known.numpy()[rows["val"]]
             truth = target.truth.numpy()[rows["val"][known]]
@@ -270,11 +305,12 @@ def open_splits(store: Store, name: str) -> list[Split]:
     return splits
 
 
-def training_key(store: Store, data: SegmentData, targets: list[Target], splits: list[Split], config: Config) -> str:
+def training_key(store: Store, data: StoredSegments, targets: list[Target], splits: list[Split], config: Config) -> str:
     """SHA-256 of all that decides the trainings: an interrupted run goes on only where it would be the same again."""
     facts = run_environment(store, data.features, splits)
     decides = {name: facts[name] for name in ("features", "splits", "packages")}
-    decides["frames"] = {slot: frames.shape[1] for slot, frames in data.frames.items()}
+    decides["frames"] = data.max_frames
+    decides["window"] = data.window_bytes if isinstance(data, StreamedSegments) else None
     digest = hashlib.sha256(json.dumps([decides, config.model_dump(mode="json")], sort_keys=True).encode())
     digest.update(data.present.numpy().tobytes())
     for target in targets:
@@ -311,7 +347,7 @@ def model_facts(
 
 
 def prediction_table(
-    data: SegmentData,
+    data: StoredSegments,
     targets: list[Target],
     splits: list[Split],
     test: Predictions,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fusion.data import SegmentData
+from fusion.data import StoredSegments
 from fusion.targets import Target
 from stores.store import Part, Split
 
@@ -21,7 +21,7 @@ WITHOUT = {
 }
 
 
-def gaps(data: SegmentData, targets: Sequence[Target], splits: Sequence[Split]) -> list[str]:
+def gaps(data: StoredSegments, targets: Sequence[Target], splits: Sequence[Split]) -> list[str]:
     """One line for each part, over all folds together, that has not one segment with a slot or with a class."""
     notes = []
     for part, consequence in WITHOUT.items():

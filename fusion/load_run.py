@@ -26,12 +26,13 @@ from featurize.config import TargetConfig, TargetKind
 from featurize.errors import ConfigError
 from featurize.trained import broken_weight
 from fusion.config import Config, FusionConfig, load_config
-from fusion.data import SegmentData, load_segments
+from fusion.data import SegmentData, StoredSegments, load_segments
 from fusion.evaluate_command import EVALUATION
 from fusion.model import FusionModel
 from fusion.modules import build_fusion
 from fusion.run_json import read_run_json
 from fusion.runs import open_run
+from fusion.streaming import StreamedSegments, open_segments
 from fusion.targets import Target, load_targets
 from fusion.train import infer
 from stores import open_store
@@ -74,11 +75,11 @@ class LoadedRun:
         """The split that the model was trained on: of folds, the first."""
         return str(self.metrics["model"]["split"])
 
-    def logits(self, data: SegmentData, rows: np.ndarray, present: Tensor | None = None) -> list[Tensor]:
+    def logits(self, data: StoredSegments, rows: np.ndarray, present: Tensor | None = None) -> list[Tensor]:
         """(n, K) for each target. present: bool (n, M) in place of what is there, to hide slots from the model."""
         return infer(self.model, data, rows, present)[0]
 
-    def predict(self, data: SegmentData, rows: np.ndarray, present: Tensor | None = None) -> list[np.ndarray]:
+    def predict(self, data: StoredSegments, rows: np.ndarray, present: Tensor | None = None) -> list[np.ndarray]:
         """float64 (n, K) for each target, in its own terms."""
         logits = self.logits(data, rows, present)
         return [target.predict(out) for target, out in zip(self.targets, logits, strict=True)]
@@ -147,6 +148,13 @@ def load_features(run: LoadedRun, store: Store, *, allow_pending: bool = False) 
     """What the run's slots are in a store. Raises `TriadError` where one is missing there, or another encoder's."""
     check_features(run, store, run.slots)
     return load_segments(store, run.features, with_frames=bool(run.frame_slots), allow_pending=allow_pending)
+
+
+def open_features(run: LoadedRun, store: Store, *, allow_pending: bool = False) -> SegmentData | StreamedSegments:
+    """The same, streamed where they are too large for memory, or the run's configuration says so."""
+    check_features(run, store, run.slots)
+    stream, with_frames = run.config.training.stream, bool(run.frame_slots)
+    return open_segments(store, run.features, stream, with_frames=with_frames, allow_pending=allow_pending)
 
 
 def check_features(run: LoadedRun, store: Store, slots: Iterable[str]) -> None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fusion.modules.base import Frames, MultimodalFusion, Standardized, module_name
+from fusion.modules.base import Frames, Inputs, MultimodalFusion, Standardized, module_name, pooled
 from fusion.modules.dropout import ByteDropout
 from fusion.targets import Target
 
-Inputs = Tensor | Frames | Standardized  # what a slot may hold: (B, D_slot), with frames, or standardized before
+PIECE_ROWS = 4096  # in float64 at a time
 
 
 class FusionModel(nn.Module):
@@ -41,14 +41,25 @@ class FusionModel(nn.Module):
         self.dropout = ByteDropout(dropout)
         self.heads = nn.ModuleList([nn.Linear(fusion.hidden_dim, target.n_outputs) for target in targets])
 
-    def fit_standardization(self, slot: str, vectors: Tensor, frames: Tensor | None = None) -> None:
-        """Of present training rows: vectors (n, D), and for one of `frame_slots` all their real frames (n, D)."""
+    def fit_standardization(self, slot: str, batches: Iterable[Inputs]) -> None:
+        """Of all present training rows: a slot's vectors (n, D), or `Frames`, batch after batch."""
         key = f"slot_{self.slots.index(slot)}"
-        for modules, values in ((self.standardize, vectors), (self.standardize_frames, frames)):
-            if values is not None:
+        of_vectors, of_frames = Moments(), Moments()
+        for batch in batches:
+            of_vectors.add(pooled(batch))
+            if isinstance(batch, Frames) and slot in self.frame_slots:
+                of_frames.add(batch.values[batch.mask])
+        for modules, moments in ((self.standardize, of_vectors), (self.standardize_frames, of_frames)):
+            if moments.n:
                 standardize = modules[key]
                 assert isinstance(standardize, Standardize)
-                standardize.fit(values)
+                standardize.take(moments)
+
+    @torch.no_grad()
+    def standardize_slot(self, slot: str, vectors: Tensor, dtype: torch.dtype) -> Tensor:
+        """(n, D) to (n, D): what `Standardized` holds."""
+        standardized: Tensor = self.standardize[f"slot_{self.slots.index(slot)}"](vectors)
+        return standardized.to(dtype)
 
     def slot_parameters(self) -> dict[str, list[nn.Parameter]]:
         """Slot to the weights that only it uses: those of modules that bear its name."""
@@ -87,13 +98,48 @@ class FusionModel(nn.Module):
             if isinstance(feature, Standardized):
                 found[slot] = feature.values
                 continue
-            found[slot] = self.standardize[key](feature.pooled if isinstance(feature, Frames) else feature)
+            found[slot] = self.standardize[key](pooled(feature))
             if slot in self.frame_slots:
                 if not isinstance(feature, Frames):
                     raise ValueError(f"slot {slot} had frames in training; these data were loaded without them")
                 frames = self.standardize_frames[key](feature.values)
                 found[slot] = Frames(found[slot], frames, feature.mask)
         return found
+
+
+class Moments:
+    """Mean and deviation of columns, of rows that come piece by piece. In float64, so that no order matters much.
+
+    Source: Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance", section 3.
+    """
+
+    def __init__(self) -> None:
+        self.n = 0
+        self._mean: Tensor | float = 0.0  # (D,)
+        self._squares: Tensor | float = 0.0  # (D,), of deviations from the mean
+
+    def add(self, rows: Tensor) -> None:
+        """rows: (n, D)."""
+        for piece in rows.split(PIECE_ROWS):
+            if len(piece) == 0:
+                continue
+            piece = piece.double()
+            mean = piece.mean(dim=0)
+            variance = (piece - mean).square_().mean(dim=0)  # a fourth of the time of `var_mean`
+            before, self.n = self.n, self.n + len(piece)
+            difference, share = mean - self._mean, len(piece) / self.n
+            self._mean = self._mean + difference * share
+            self._squares = self._squares + variance * len(piece) + difference.square() * (before * share)
+
+    @property
+    def mean(self) -> Tensor:
+        assert isinstance(self._mean, Tensor)
+        return self._mean
+
+    @property
+    def deviation(self) -> Tensor:
+        assert isinstance(self._squares, Tensor)
+        return (self._squares / self.n).sqrt()
 
 
 class Standardize(nn.Module):
@@ -109,13 +155,17 @@ class Standardize(nn.Module):
 
     def fit(self, vectors: Tensor) -> None:
         """vectors: (n, D), present training rows only."""
-        if len(vectors) == 0:
-            return
-        vectors = vectors.float()
-        self.mean.copy_(vectors.mean(dim=0))
-        deviation = (vectors - self.mean).square_().mean(dim=0).sqrt_()  # several times as fast as `std`
+        moments = Moments()
+        moments.add(vectors)
+        if moments.n:
+            self.take(moments)
+
+    def take(self, moments: Moments) -> None:
+        """Of at least one row."""
+        self.mean.copy_(moments.mean)
+        deviation = moments.deviation
         # a column that is constant up to float16 rounding would otherwise be blown up to unit variance
-        floor = 1e-3 * self.mean.abs() + 1e-6
+        floor = 1e-3 * moments.mean.abs() + 1e-6
         self.scale.copy_(torch.where(deviation > floor, deviation, torch.inf))
 
     def forward(self, vectors: Tensor) -> Tensor:

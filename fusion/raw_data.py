@@ -24,6 +24,7 @@ from featurize.encoders.base import AudioEncoder, Batch, Encoder, Item
 from featurize.extract import RawSource
 from featurize.segments import Raw, RawAudio, RawMidi, UnreadableInput
 from featurize.workers import Failure, Preparer
+from fusion.data import shuffled
 
 EVALUATION_BATCH = 16
 
@@ -78,6 +79,8 @@ class RawInputs:
         """Those of some rows that can be learned from."""
         kept: np.ndarray = rows[self.present[rows, 0].numpy()]
         return kept
+
+    epoch_order = staticmethod(shuffled)
 
     def batches(self, rows: Sequence[Tensor], augmentation_seed: int | None = None) -> Iterator[tuple[Tensor, Batch]]:
         """For each batch of row numbers: these, and the encoder's batch. Each row has its own seed in each epoch."""

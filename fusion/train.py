@@ -3,8 +3,9 @@
 A batch goes through in pieces where `micro_batch_size` says so. The pieces' losses are weighted by what each target's
 mean divides by, so that their gradients add up to the batch's.
 
-Where a batch comes from is the data's affair (`batches`): stored vectors are whole tensors and a batch is an index into
-them (`fusion.data`); raw segments are prepared on the way and pass through their encoder (`fusion.raw_data`).
+Where a batch comes from is the data's affair (`batches`), and so is the order of an epoch (`epoch_order`): stored
+vectors are whole tensors and a batch is an index into them (`fusion.data`), or they are larger than memory and come in
+windows (`fusion.streaming`); raw segments are prepared on the way and pass through their encoder (`fusion.raw_data`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from fusion.averaging import WeightAverage
 from fusion.balance import SlotBalance
 from fusion.checkpoint import Best, Checkpoint, TrainingState
 from fusion.config import FusionConfig, LoopConfig, TrainingConfig
-from fusion.data import SegmentData
+from fusion.data import StoredSegments
 from fusion.early_stopping import StoppingRule
 from fusion.missing import drop_slots
 from fusion.model import FusionModel
@@ -45,6 +46,9 @@ class TrainingData(Protocol):
 
     @property
     def evaluation_batch(self) -> int: ...
+
+    def epoch_order(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Row numbers in the order in which an epoch learns from them; each once."""
 
     def batches(self, rows: Sequence[Tensor], augmentation_seed: int | None = None) -> Iterator[tuple[Tensor, Any]]:
         """For each batch of row numbers, in order: these, and what the model takes as its first argument.
@@ -71,7 +75,7 @@ class Trained:
 
 
 def train(
-    data: SegmentData,
+    data: StoredSegments,
     targets: Sequence[Target],
     train_rows: np.ndarray,
     val_rows: np.ndarray,
@@ -89,11 +93,11 @@ def train(
     module = build_fusion(
         fusion.strategy, data.widths, fusion.hidden_dim, fusion.dropout, fusion.attention_heads, fusion.options
     )
-    model = FusionModel(module, data.widths, targets, fusion.dropout, tuple(data.frames))
+    model = FusionModel(module, data.widths, targets, fusion.dropout, tuple(data.max_frames))
     for index, slot in enumerate(data.slots):
         rows = torch.from_numpy(train_rows[data.present[train_rows, index].numpy()])
-        frames = data.real_frames(slot, rows) if slot in model.frame_slots else None
-        model.fit_standardization(slot, data.vectors[slot][rows], frames)
+        batches = data.only([slot]).batches(rows.split(data.evaluation_batch))
+        model.fit_standardization(slot, (inputs[slot] for _, inputs in batches))
     data = data.standardized(model, torch.bfloat16 if training.precision == "bf16" else torch.float32)
     return train_model(model, data, targets, train_rows, val_rows, training, seed, checkpoint=checkpoint)
 
@@ -145,8 +149,7 @@ def train_model(
         train_loss, norms = 0.0, Counter[str]()
         batches: Sequence[Tensor] = ()
         if epoch:
-            order = torch.randperm(len(train_rows), generator=generator)
-            batches = torch.from_numpy(train_rows)[order].split(batch_size)
+            batches = data.epoch_order(torch.from_numpy(train_rows), generator).split(batch_size)
         pieces = [piece for batch in batches for piece in batch.split(piece_size)]
         inputs_of_pieces = data.batches(pieces, augmentation_seed=seed * 10_000 + epoch)
         for batch in batches:

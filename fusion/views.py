@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fusion.calibration import calibration_metrics
-from fusion.data import SegmentData
+from fusion.data import StoredSegments
 from fusion.evaluate import pattern_rows
 from fusion.load_run import LoadedRun
 from fusion.metrics import METRICS, GroupBootstrap, Metric, headline_metric, interval
@@ -37,7 +37,7 @@ class View:
 
 
 class Viewer:
-    def __init__(self, run: LoadedRun, data: SegmentData):
+    def __init__(self, run: LoadedRun, data: StoredSegments):
         self._run = run
         self._data = data
 

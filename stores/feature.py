@@ -98,22 +98,25 @@ class Feature:
         """bool (N,)."""
         return np.asarray(self.status() == Status.PRESENT)
 
-    def vectors(self, rows: range | None = None) -> np.ndarray:
-        """float16 or float32 (N, D), zeros where the status is not present. Raises `DamagedStore`."""
-        return self._read_stored("vectors", rows)
+    def vectors(self, rows: range | None = None, status: np.ndarray | None = None) -> np.ndarray:
+        """float16 or float32 (N, D), zeros where the status is not present. Raises `DamagedStore`.
 
-    def frames(self, rows: range | None = None) -> np.ndarray:
+        status: uint8 (n,) of these rows, for those who know it already; here and below.
+        """
+        return self._read_stored("vectors", rows, status)
+
+    def frames(self, rows: range | None = None, status: np.ndarray | None = None) -> np.ndarray:
         """float16 or float32 (N, T, D), zeros from `n_frames` on. Raises `StoreError` where the feature has none."""
         if not self.has_frames:
             raise StoreError(
                 f"{self._tree.location}: {self.name} has no frames. Write them: cli featurize --encoder {self.encoder} "
                 "--frames 16 --replace"
             )
-        return self._read_stored("frames", rows)
+        return self._read_stored("frames", rows, status)
 
-    def n_frames(self, rows: range | None = None) -> np.ndarray:
+    def n_frames(self, rows: range | None = None, status: np.ndarray | None = None) -> np.ndarray:
         """uint16 (N,): how many frames a row has; 0 where it is not present. Raises `DamagedStore`."""
-        return self._read_stored("n_frames", rows)
+        return self._read_stored("n_frames", rows, status)
 
     def whole_rows(self, rows: range | None = None, *, with_frames: bool = False) -> WholeRows:
         """Statuses, vectors and frames that belong together, though another process may be writing. `DamagedStore`.
@@ -198,20 +201,25 @@ class Feature:
             reason = str(error.__cause__ or error).splitlines()[0]
             raise self._damaged(f"{name} of some rows cannot be read ({reason})") from error
 
-    def _read_stored(self, kind: str, rows: range | None) -> np.ndarray:
+    def _read_stored(self, kind: str, rows: range | None, status: np.ndarray | None) -> np.ndarray:
         """Vectors, frames or their number. A chunk that is gone reads as zeros, and must not be taken for them."""
         name = self._facts.get(kind) or kind
-        status = self.status(rows)
+        status = self.status(rows) if status is None else status
         values = self._read(name, rows)
-        # after reading: what is still there now was there then
-        stored = self._tree.stored_chunks(self.array_path(name))
-        for number, chunk in enumerate(self.chunks()):
-            first = 0 if rows is None else rows.start
-            part = status[max(chunk.start - first, 0) : max(chunk.stop - first, 0)]
-            if number not in stored and (part == Status.PRESENT).any():
-                raise self._damaged(
-                    f"rows {chunk.start} to {chunk.stop - 1}: the {kind} are gone though the rows are marked present"
-                )
+        rows = range(self.n_segments) if rows is None else rows
+        zeros = []  # chunks of which a present row is zero; all others are there
+        for number in range(rows.start // self.chunk_rows, -(-rows.stop // self.chunk_rows)):
+            first = max(number * self.chunk_rows - rows.start, 0)
+            here = np.flatnonzero(status[first : (number + 1) * self.chunk_rows - rows.start] == Status.PRESENT)
+            if len(here) and not values[first + here[0]].any():
+                zeros.append(number)
+        # listing a store's chunks takes as long as reading one; after reading: what is still there now was there then
+        gone = set(zeros) - self._tree.stored_chunks(self.array_path(name)) if zeros else set()
+        for number in sorted(gone):
+            chunk = self.chunks()[number]
+            raise self._damaged(
+                f"rows {chunk.start} to {chunk.stop - 1}: the {kind} are gone though the rows are marked present"
+            )
         return values
 
     def _damaged(self, what: str) -> DamagedStore:

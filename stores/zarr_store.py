@@ -8,23 +8,29 @@ Source: Zarr core specification 3.0 (chunk key encoding `c/…`), zarr-python >=
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import zarr
 import zarr.errors
-from zarr.codecs import Crc32cCodec
+from zarr.codecs import BytesCodec, Crc32cCodec
 
 from stores.appear import appearing
 from stores.base import ArrayTree, Attributes
 from stores.claim import claims_of
 from stores.errors import DamagedStore, DiskError, StoreError, disk_told
+
+AS_WRITTEN = (BytesCodec(), Crc32cCodec())  # of every array of numbers
+CHECKSUM_BYTES = 4
 
 
 class ZarrTree(ArrayTree):
@@ -56,6 +62,8 @@ class ZarrTree(ArrayTree):
     def read(self, path: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         array = self._array(path)
         stop = array.shape[0] if stop is None else min(stop, array.shape[0])
+        if (chunk := self._whole_chunk(array, path, start, stop)) is not None:
+            return chunk
         try:
             return np.asarray(array[start:stop])
         except Exception as error:  # codecs raise ValueError, struct.error, UnicodeDecodeError… on damaged bytes
@@ -114,6 +122,28 @@ class ZarrTree(ArrayTree):
                 with suppress(FileNotFoundError):
                     if time.time() - file.stat().st_mtime >= older_than_seconds:
                         file.unlink()
+
+    def _whole_chunk(self, array: zarr.Array[Any], path: str, start: int, stop: int) -> np.ndarray | None:
+        """Rows that are just one chunk, straight from its file, in a third of the time that zarr-python takes.
+
+        `None` where anything is not as this project writes it, or is damaged: then zarr-python reads, or says what is.
+        """
+        rows, *others = array.chunks
+        is_chunk = start % rows == 0 and start < stop == min(start + rows, array.shape[0])
+        if not is_chunk or array.dtype.kind == "T" or array.metadata.codecs != AS_WRITTEN:  # type: ignore[union-attr]
+            return None
+        if tuple(others) != array.shape[1:] or sys.byteorder != "little":
+            return None
+        try:
+            content = np.fromfile(self.path / path / "c" / str(start // rows) / "/".join("0" for _ in others), np.uint8)
+        except OSError:
+            return None
+        body, checksum = content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:].tobytes()
+        if len(body) != rows * math.prod(others) * array.dtype.itemsize:
+            return None
+        if google_crc32c.value(body) != int.from_bytes(checksum, "little"):
+            return None
+        return body.view(array.dtype).reshape(rows, *others)[: stop - start]
 
     @contextmanager
     def _writing(self, path: str) -> Iterator[None]:

@@ -117,10 +117,12 @@ def test_a_batch_is_as_long_as_its_longest_row(data):
     assert inputs["audio"].values.shape == (0, 0, WIDTH)
 
 
-def test_real_frames_leave_the_padding_out(data):
+def test_the_mask_leaves_the_padding_out(data):
     rows = torch.arange(50)
     expected = torch.cat([data.frames["audio"][row, : data.n_frames["audio"][row]] for row in rows])
-    assert torch.equal(data.real_frames("audio", rows), expected) and 0 < len(expected) < 50 * T
+    ((_, inputs),) = data.batches([rows])
+    audio = inputs["audio"]
+    assert torch.equal(audio.values[audio.mask], expected) and 0 < len(expected) < 50 * T
 
 
 def test_rows_of_frames_are_fewer_at_once(data):
@@ -155,11 +157,11 @@ def test_frames_are_standardized_by_real_frames_of_present_training_rows(store, 
     garbage[~(real & here[:, None])] = torch.nan
     model = trained_on(store, data, "early").model
     rows = torch.from_numpy(store.split("default").rows(Part.TRAIN))
-    seen = data.real_frames("audio", rows[here[rows]]).float()
+    ((_, inputs),) = data.batches([rows[here[rows]]])
+    seen = inputs["audio"].values[inputs["audio"].mask].float()
     (frames,) = model.standardize_frames.values()
     torch.testing.assert_close(frames.mean, seen.mean(dim=0))
     torch.testing.assert_close(frames.scale, seen.std(dim=0, correction=0))
-    ((_, inputs),) = data.batches([rows[here[rows]]])
     standardized = model.standardized(inputs)["audio"]
     torch.testing.assert_close(
         standardized.values[standardized.mask], ((seen - frames.mean) / frames.scale).clamp(-8, 8)

@@ -40,6 +40,9 @@ class Standardized:
     values: Tensor
 
 
+Inputs = Tensor | Frames | Standardized  # what a batch may hold for a slot: (B, D), with frames, standardized before
+
+
 @dataclass(frozen=True)
 class Fused:
     """vector: (B, H). embeddings: each slot's own, (B, M, H), before it met another.
@@ -122,9 +125,16 @@ class Interaction(nn.Sequential):
         super().__init__(nn.LayerNorm(width), nn.Linear(width, hidden_dim), nn.GELU(), ByteDropout(dropout), last)
 
 
+def pooled(feature: Inputs) -> Tensor:
+    """A slot's vectors (B, D_slot)."""
+    if isinstance(feature, Frames):
+        return feature.pooled
+    return feature.values if isinstance(feature, Standardized) else feature
+
+
 def pooled_vectors(features: Mapping[str, Tensor | Frames]) -> dict[str, Tensor]:
     """Each slot's vectors (B, D_slot), with or without frames beside them."""
-    return {slot: feature.pooled if isinstance(feature, Frames) else feature for slot, feature in features.items()}
+    return {slot: pooled(feature) for slot, feature in features.items()}
 
 
 def at_least_one(**options: int) -> None:
