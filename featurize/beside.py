@@ -5,7 +5,7 @@ Neither gets far: whoever has too much waiting waits. What goes wrong in either 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -40,6 +40,9 @@ def ahead(items: Iterable[T], most: int) -> Iterator[Iterator[T]]:
             ready.put(_End(None))
         except BaseException as error:  # KeyboardInterrupt, too: it is the other thread's to handle
             ready.put(_End(error))
+        finally:
+            if isinstance(items, Generator):
+                items.close()  # here, not wherever the last reference to it is dropped
 
     def given() -> Iterator[T]:
         while not isinstance(item := ready.get(), _End):
