@@ -27,7 +27,7 @@ import torch
 from benchmarks.encoders import MAKERS
 from benchmarks.pairs import machine, paired
 from featurize.config import DataConfig
-from featurize.encode import batches, launch
+from featurize.encode import batches, casts_kept, launch
 from featurize.encoders.base import Batch, Encoder
 from featurize.ingest import check, write_store
 from featurize.pipeline import featurize
@@ -64,8 +64,9 @@ def encode_whole(store: Store, source: Source, encoder: Encoder, precision: str,
 
 def encode_bare(encoder: Encoder, collated: list[Batch]) -> float:
     started = time.perf_counter()
-    for batch in collated:
-        launch(encoder, batch)
+    with casts_kept(encoder):
+        for batch in collated:
+            launch(encoder, batch)
     return time.perf_counter() - started
 
 

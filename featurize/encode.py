@@ -10,6 +10,7 @@ stream of its own, while the last one is computed; `launch` returns when the GPU
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -66,6 +67,16 @@ def run(encoder: Encoder, batch: Batch, call: Callable[[Batch], Any] | None = No
     device = device_of(encoder)
     with torch.autocast(device.type, torch.bfloat16, enabled=encoder.precision == "bf16"):
         return (call or encoder)({name: tensor.to(device) for name, tensor in batch.items()})
+
+
+@contextmanager
+def casts_kept(encoder: Encoder) -> Iterator[None]:
+    """While the block runs, weights are cast to the encoder's precision once, not once a batch. They must not change.
+
+    autocast keeps what it cast until the outermost of its contexts is left. Costs half the weights' memory again.
+    """
+    with torch.autocast(device_of(encoder).type, torch.bfloat16, enabled=encoder.precision == "bf16"):
+        yield
 
 
 @dataclass(frozen=True)

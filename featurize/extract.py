@@ -24,7 +24,7 @@ import torch
 
 from featurize.beside import Behind, ahead
 from featurize.chunk_work import ChunkWork, Extraction, Memory, RawSource
-from featurize.encode import Launched, Sender, Sent, batches, device_of, launch
+from featurize.encode import Launched, Sender, Sent, batches, casts_kept, device_of, launch
 from featurize.encoders.base import Encoder, Item
 from featurize.workers import Failure, Preparer
 from stores.feature import Feature, Status
@@ -66,7 +66,7 @@ def extract(
     preparer = Preparer(encoder.without_weights() if workers else encoder, workers)
     begun: deque[ChunkWork] = deque()
     steps = _steps(feature, encoder, source, preparer, begun, batch_size or feature.n_segments, retry_failed)
-    with Behind(CALLS_BEHIND) as behind:
+    with casts_kept(encoder), Behind(CALLS_BEHIND) as behind:
         try:
             with ahead(steps, BATCHES_AHEAD) as ready, preparer:  # left in reverse: then nobody waits for a worker
                 for work, batch in ready:
