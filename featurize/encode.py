@@ -1,16 +1,22 @@
 """From prepared items to vectors: the device, the precision, batches by budget, and one forward pass.
 
-The store, `--audit` and end-to-end inference all come through `encode`, so that equal items give equal numbers.
+The store, `--audit` and end-to-end inference all come through `launch`, so that equal items give equal numbers.
+
+On a GPU nothing waits for anything but what it needs: a `Sender` copies the next batch, out of pinned memory and on a
+stream of its own, while the last one is computed; `launch` returns when the GPU has been told what to do; and
+`Launched.rows`, which waits for the result, may be called in another thread.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from featurize.encoders.base import Batch, Encoded, Encoder, Item
 from featurize.encoders.windows import pool_frames
@@ -63,18 +69,82 @@ def run(encoder: Encoder, batch: Batch, call: Callable[[Batch], Any] | None = No
         return (call or encoder)({name: tensor.to(device) for name, tensor in batch.items()})
 
 
+@contextmanager
+def casts_kept(encoder: Encoder) -> Iterator[None]:
+    """While the block runs, weights are cast to the encoder's precision once, not once a batch. They must not change.
+
+    autocast keeps what it cast until the outermost of its contexts is left. Costs half the weights' memory again.
+    """
+    with torch.autocast(device_of(encoder).type, torch.bfloat16, enabled=encoder.precision == "bf16"):
+        yield
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A batch on the encoder's device, or on its way there."""
+
+    batch: Batch
+    copied: torch.cuda.Event | None = None
+
+    def arrived(self) -> Batch:
+        """The batch, for what is computed from now on."""
+        if self.copied is not None:
+            stream = torch.cuda.current_stream()
+            stream.wait_event(self.copied)
+            for tensor in self.batch.values():
+                tensor.record_stream(stream)  # its memory is not given to another before it was read
+        return self.batch
+
+
+class Sender:
+    """Sends batches to a device: to a GPU while it computes, in a stream of its own."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self, batch: Batch) -> Sent:
+        if self._stream is None:
+            return Sent({name: tensor.to(self._device) for name, tensor in batch.items()})
+        with torch.cuda.stream(self._stream):
+            there = {name: tensor.pin_memory().to(self._device, non_blocking=True) for name, tensor in batch.items()}
+            return Sent(there, self._stream.record_event())
+
+
+@dataclass(frozen=True)
+class Launched:
+    """What an encoder says of a batch, on its device, which may not have computed it yet.
+
+    vectors: float (B, D). frames: float (B, T, D) with n_frames: int (B,).
+    """
+
+    vectors: Tensor
+    frames: Tensor | None = None
+    n_frames: Tensor | None = None
+
+    def rows(self) -> list[Row]:
+        """Waits for the device."""
+        vectors = self.vectors.float().cpu().numpy()
+        if self.frames is None or self.n_frames is None:
+            return [Row(vector) for vector in vectors]
+        frames = self.frames.float().cpu().numpy()
+        return [Row(v, f, n) for v, f, n in zip(vectors, frames, self.n_frames.tolist(), strict=True)]
+
+
 @torch.inference_mode()
+def launch(encoder: Encoder, batch: Batch, n_frames: int = 0) -> Launched:
+    """Encode one batch; with `n_frames` > 0 its frames too, time-pooled to at most so many."""
+    encoder.with_frames = n_frames > 0
+    encoded: Encoded = run(encoder, batch)
+    if not n_frames:
+        return Launched(encoded.pooled)
+    assert encoded.frames is not None and encoded.frame_mask is not None
+    return Launched(encoded.pooled, *pool_frames(encoded.frames, encoded.frame_mask, n_frames))
+
+
 def encode(encoder: Encoder, items: Sequence[Item], n_frames: int = 0) -> list[Row]:
     """Encode items in one batch; with `n_frames` > 0 their frames too, time-pooled to at most so many."""
-    encoder.with_frames = n_frames > 0
-    encoded: Encoded = run(encoder, encoder.collate(items))
-    vectors = encoded.pooled.float().cpu().numpy()
-    if not n_frames:
-        return [Row(vector) for vector in vectors]
-    assert encoded.frames is not None and encoded.frame_mask is not None
-    pooled, counts = pool_frames(encoded.frames, encoded.frame_mask, n_frames)
-    frames = pooled.float().cpu().numpy()
-    return [Row(v, f, n) for v, f, n in zip(vectors, frames, counts.tolist(), strict=True)]
+    return launch(encoder, encoder.collate(items), n_frames).rows()
 
 
 def batches(ready: Sequence[tuple[T, Item]], encoder: Encoder, most: int) -> Iterator[list[tuple[T, Item]]]:

@@ -7,7 +7,7 @@ rows or labels is a warning; what the user may want to know is a note.
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -200,14 +200,14 @@ def _check_ids(found: Ingest) -> None:
     ids = found.source.ids
     column = found.source.table.roles["segment_id"]
     _problem(found, Severity.ERROR, "empty id", [i for i, v in enumerate(ids) if not v], f"Fill column {column}.")
+    times = Counter(ids)
     rows_of: dict[str, list[int]] = defaultdict(list)
     for row, segment_id in enumerate(ids):
-        if segment_id:
+        if segment_id and times[segment_id] > 1:
             rows_of[segment_id].append(row)
     repeated = [
         f"{segment_id!r} in rows {', '.join(str(row + 1) for row in rows[:EXAMPLES])}"
         for segment_id, rows in rows_of.items()
-        if len(rows) > 1
     ]
     _problem(found, Severity.ERROR, "duplicate id", repeated, f"Column {column} must name each segment once.")
     if not len(ids):
@@ -275,9 +275,11 @@ def _look_for_media(source: Source, modality: str) -> tuple[np.ndarray, list[int
     """Presence bool (N,); rows: path leaves the root, file missing, flag contradicted, flag unfounded."""
     present = np.zeros(len(source), bool)
     outside, missing, contradicted, unfounded = [], [], [], []
-    for row in range(len(source)):
-        flag, stated = source.flags[modality][row], source.paths[modality][row]
-        inline = bool(modality == "text" and (source.texts[row] or "").strip())
+    has_blobs = source.has_blobs(modality)
+    texts = source.texts if modality == "text" else [None] * len(source)
+    cells = zip(source.flags[modality], source.paths[modality], texts, strict=True)
+    for row, (flag, stated, text) in enumerate(cells):
+        inline = bool(text and text.strip())
         if inline and flag is not False:
             present[row] = True
             continue
@@ -289,9 +291,9 @@ def _look_for_media(source: Source, modality: str) -> tuple[np.ndarray, list[int
                 present[row] = True
                 if flag is False:
                     contradicted.append(row)
-            elif not (source.has_blobs(modality) or flag is False):
+            elif not (has_blobs or flag is False):
                 missing.append(row)
-        if not present[row] and source.has_blobs(modality) and flag is not False:
+        if not present[row] and has_blobs and flag is not False:
             present[row] = flag is True or _has_blob(source, row, modality)
         elif flag is True and stated is None and not present[row] and modality != "text":
             unfounded.append(row)

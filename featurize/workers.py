@@ -6,13 +6,16 @@ A row whose preparation raises, takes too long, or kills its process becomes a `
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, TimeoutError
+from concurrent.futures import CancelledError, Future, TimeoutError
 from dataclasses import dataclass
+from threading import Lock
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
@@ -20,6 +23,9 @@ from featurize.segments import UnreadableInput
 
 TIMEOUT_SECONDS = 300.0  # two hours of audio decode in under one minute on one slow core
 AHEAD = 8  # prepared rows per worker that may wait for the model
+NICENESS = 10  # where cores are few, the model's threads come first: it waits for them all at every step
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,9 @@ class Preparer:
         self._workers = workers
         self._timeout_seconds = timeout_seconds
         self._pool: ProcessPool | None = None
+        self._lock = Lock()
+        self._started: set[Future[Any]] = set()
+        self._left = False
 
     def __enter__(self) -> Preparer:
         return self
@@ -48,42 +57,55 @@ class Preparer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with self._lock:
+            self._left = True
+        for future in list(self._started):  # another thread may wait for one
+            future.cancel()
         if self._pool is not None:
             self._pool.stop()
             self._pool.join()
 
-    def run(self, jobs: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
-        """For each (row, raw) in order: (row, item), with `None` for absent and `Failure` for failed."""
+    def run(self, jobs: Iterable[tuple[Key, Any]]) -> Iterator[tuple[Key, Any]]:
+        """For each (row, raw) in order: (row, item), with `None` for absent and `Failure` for failed.
+
+        Where raw is `None` there is nothing to prepare, and `None` comes in its place.
+        """
         if not self._workers:
             for row, raw in jobs:
-                yield row, prepare_safely(self._encoder, raw)
+                yield row, None if raw is None else prepare_safely(self._encoder, raw)
             return
-        waiting: deque[tuple[int, Future[Any]]] = deque()
+        waiting: deque[tuple[Key, Future[Any] | None]] = deque()
         for row, raw in jobs:
-            waiting.append((row, self._start(raw)))
+            waiting.append((row, None if raw is None else self._start(raw)))
             if len(waiting) >= AHEAD * self._workers:
-                yield self._finish(*waiting.popleft())
-        while waiting:
-            yield self._finish(*waiting.popleft())
+                row, future = waiting.popleft()
+                yield row, self._result(future)
+        for row, future in waiting:
+            yield row, self._result(future)
 
     def _start(self, raw: Any) -> Future[Any]:
-        if self._pool is None:  # not before there is work: starting costs seconds
-            self._pool = ProcessPool(
-                self._workers,
-                context=_process_context(),
-                initializer=_adopt_encoder,
-                initargs=(self._encoder,),
-            )
-        future: Future[Any] = self._pool.schedule(_prepare_in_worker, args=(raw,), timeout=self._timeout_seconds)
+        with self._lock:
+            if self._left:
+                raise CancelledError
+            if self._pool is None:  # not before there is work: starting costs seconds
+                self._pool = ProcessPool(
+                    self._workers,
+                    context=_process_context(type(self._encoder).__module__),
+                    initializer=_adopt_encoder,
+                    initargs=(self._encoder,),
+                )
+            future: Future[Any] = self._pool.schedule(_prepare_in_worker, args=(raw,), timeout=self._timeout_seconds)
+            self._started.add(future)
+        future.add_done_callback(self._started.discard)
         return future
 
-    def _finish(self, row: int, future: Future[Any]) -> tuple[int, Any]:
+    def _result(self, future: Future[Any] | None) -> Any:
         try:
-            return row, future.result()
+            return None if future is None else future.result()
         except TimeoutError:
-            return row, Failure(f"not prepared within {self._timeout_seconds:g} s")
+            return Failure(f"not prepared within {self._timeout_seconds:g} s")
         except ProcessExpired as error:
-            return row, Failure(f"the decoder died (exit code {error.exitcode})")
+            return Failure(f"the decoder died (exit code {error.exitcode})")
 
 
 def prepare_safely(encoder: Prepares, raw: Any) -> Any:
@@ -105,19 +127,23 @@ def _adopt_encoder(encoder: Prepares) -> None:
     global _encoder
     _encoder = encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
-    import torch
-
-    torch.set_num_threads(1)  # parallelism is across rows
+    if hasattr(os, "nice"):
+        os.nice(NICENESS)
+    if "torch" in sys.modules:  # it takes seconds to import, and not every preparation needs it
+        sys.modules["torch"].set_num_threads(1)  # parallelism is across rows
 
 
 def _prepare_in_worker(raw: Any) -> Any:
     return prepare_safely(_encoder, raw)
 
 
-def _process_context() -> Any:
-    """forkserver where there is one: it imports torch once, not once a worker. Never a fork of a threaded process."""
+def _process_context(module: str) -> Any:
+    """forkserver where there is one: never a fork of a threaded process.
+
+    It imports `module`, the encoder's, and with it torch, once; not once a worker.
+    """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["featurize.workers"])
+    context.set_forkserver_preload(["featurize.workers", module])
     return context

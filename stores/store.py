@@ -38,6 +38,7 @@ from stores.record import Record, check_complete, check_same, fingerprint
 
 FORMAT = 1
 DEFAULT_CHUNK_ROWS = 1024
+CHUNKS_AT_ONCE = 64  # of a column that is written as a whole: each write takes milliseconds, however little it is
 
 
 class Part(IntEnum):
@@ -275,5 +276,6 @@ def _put_facts(tree: ArrayTree, n_segments: int, chunk_rows: int, source: Mappin
 
 def _put(tree: ArrayTree, path: str, values: np.ndarray, chunk_rows: int) -> None:
     tree.create(path, values.shape, values.dtype, chunk_rows)
-    for start in range(0, len(values), chunk_rows):
-        tree.write(path, start, values[start : start + chunk_rows])
+    step = CHUNKS_AT_ONCE * chunk_rows
+    for start in range(0, len(values), step):
+        tree.write(path, start, values[start : start + step])

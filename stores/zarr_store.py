@@ -81,7 +81,8 @@ class ZarrTree(ArrayTree):
         shape = self._array(path).shape
         tail = "/0" * (len(shape) - 1)  # the other axes are never cut
         found = (self.path / path / "c").glob("*" + tail)
-        return {int(file.relative_to(self.path / path / "c").parts[0]) for file in found if file.is_file()}
+        numbers = (file.relative_to(self.path / path / "c").parts[0] for file in found if file.is_file())
+        return {int(number) for number in numbers if number.isdigit()}  # beside them stand leftovers of killed writers
 
     def layout(self, path: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
         array = self._array(path)

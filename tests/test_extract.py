@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from threading import Event
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from featurize.encoders.base import Encoded, stack_vectors
 from featurize.extract import extract
 from featurize.segments import RawAudio, UnreadableInput
 from featurize.workers import Failure, Preparer
+from stores.errors import DiskError
 from stores.feature import Status
 from stores.memory_store import MemoryTree
 from tests.stores_contract import make_store
@@ -335,3 +338,69 @@ def test_the_number_of_workers_changes_no_byte():
         extract(feature, ToyEncoder(), ToySource(contents), workers=workers)
         stores.append(contents_of(feature))
     assert stores[0] == stores[1]
+
+
+def test_what_equals_an_input_that_is_still_under_way_is_not_encoded_again():
+    """Across chunks: while the first of each is being encoded the rows of the next chunk are found already."""
+
+    class Slow(ToyEncoder):
+        def forward(self, batch):
+            assert looked_at.wait(60)
+            return super().forward(batch)
+
+    class Noted(ToySource):
+        def raw(self, row):
+            if row == 5:
+                looked_at.set()
+            return super().raw(row)
+
+    looked_at = Event()
+    encoder = Slow()
+    feature = toy_feature(MemoryTree(), 6, chunk_rows=3)
+    done = extract(feature, encoder, Noted([[1], [-1], [], [1], [-1], []]))
+    assert len(encoder.prepared) == 3 and (done.encoded, done.copied) == (1, 1)
+    assert feature.status().tolist() == [1, 3, 2] * 2 and feature.failures()[4] == "negative audio"
+    np.testing.assert_array_equal(feature.vectors()[:, 0], [1.5, 0, 0] * 2)
+
+
+def test_equal_inputs_fail_together_now_later_and_when_they_are_tried_again():
+    feature = toy_feature(MemoryTree(), 4, chunk_rows=2)
+    source = ToySource([[-1], [2], [3], None])
+    extract(feature, ToyEncoder(), source)
+    source.contents[3] = [-1]
+    encoder = ToyEncoder()
+    extract(feature, encoder, source)
+    assert encoder.prepared == [] and feature.failures().tolist() == ["negative audio", "", "", "negative audio"]
+    again = ToyEncoder()
+    extract(feature, again, source, retry_failed=True)
+    assert len(again.prepared) == 1 and feature.status().tolist() == [3, 1, 1, 3]
+
+
+def test_a_write_that_fails_stops_the_run_and_loses_nothing_that_was_written(monkeypatch):
+    feature = toy_feature(MemoryTree(), 12, chunk_rows=2)
+    source = ToySource([[n] for n in range(1, 13)])
+    original, writes = feature.write_chunk, []
+
+    def full(chunk, *arguments):
+        writes.append(chunk)
+        if len(writes) == 3:
+            raise DiskError("no space left")
+        original(chunk, *arguments)
+
+    monkeypatch.setattr(feature, "write_chunk", full)
+    with pytest.raises(DiskError, match="no space left"):
+        extract(feature, ToyEncoder(), source)
+    assert len(writes) == 3 and feature.status().tolist() == [1] * 4 + [0] * 8
+    extract(feature, ToyEncoder(), source)
+    np.testing.assert_array_equal(feature.vectors()[:, 0], 1.5 * np.arange(1, 13))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_what_the_cpu_gives():
+    contents = toy_contents(40, 3)
+    stores = []
+    for device in ("cpu", "cuda"):
+        feature = toy_feature(MemoryTree(), 40, chunk_rows=16)
+        extract(feature, ToyEncoder().to(device), ToySource(contents), batch_size=3)
+        stores.append(feature.vectors())
+    np.testing.assert_allclose(*stores, rtol=2**-10)

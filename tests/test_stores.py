@@ -145,11 +145,14 @@ def test_a_folder_that_is_no_store_is_not_replaced(tmp_path):
 def test_leftovers_of_a_killed_writer_are_removed(store, tmp_path):
     path = tmp_path / "features.zarr"
     leftover = path / "features/audio/toy/vectors/c/0" / f"0.{'a' * 32}.partial"
-    leftover.write_bytes(b"x")
+    beside_chunks = path / "features/audio/toy/status/c" / f"0.{'b' * 32}.partial"
+    for file in (leftover, beside_chunks):
+        file.write_bytes(b"x")
     store.tree.remove_leftovers()
-    assert leftover.exists()  # it may be a living writer's
+    assert leftover.exists() and beside_chunks.exists()  # they may be a living writer's
+    assert store.tree.stored_chunks("features/audio/toy/status") == {0, 1} and list(verify(store)) == []
     store.tree.remove_leftovers(older_than_seconds=0)
-    assert not leftover.exists() and list(verify(store)) == []
+    assert not leftover.exists() and not beside_chunks.exists() and list(verify(store)) == []
 
 
 def test_records_differ_by_name_and_value():

@@ -28,7 +28,7 @@ def item_mean(vectors: Tensor, n_windows: Tensor, weights: Tensor | None = None)
 
     One matrix product: unlike scattered additions, it gives the same bits every time on a GPU.
     """
-    owner = torch.repeat_interleave(n_windows)  # (W,) item numbers
+    owner = torch.repeat_interleave(n_windows, output_size=len(vectors))  # (W,) item numbers
     share = torch.zeros(len(n_windows), len(vectors), dtype=torch.float32, device=vectors.device)
     share[owner, torch.arange(len(owner), device=vectors.device)] = 1.0 if weights is None else weights.float()
     with torch.autocast(vectors.device.type, enabled=False):  # it would round a product to bfloat16
@@ -41,7 +41,7 @@ def item_frames(states: Tensor, mask: Tensor, n_windows: Tensor) -> tuple[Tensor
     states: (W, L, D); mask: bool (W, L); n_windows: int (B,). To frames (B, T, D), zeros where there is none, and their
     mask, bool (B, T).
     """
-    owner = torch.repeat_interleave(n_windows)
+    owner = torch.repeat_interleave(n_windows, output_size=len(states))
     kept = states[mask]  # (all frames, D), in order
     n_frames = torch.zeros_like(n_windows).index_add_(0, owner, mask.sum(dim=1))
     frame_mask = torch.arange(int(n_frames.max()), device=states.device) < n_frames[:, None]

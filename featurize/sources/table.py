@@ -6,8 +6,11 @@ someone asks for numbers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -113,20 +116,24 @@ def parse_numbers(column: pa.ChunkedArray) -> tuple[np.ndarray, list[int]]:
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
         values = pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
         return np.where(np.isfinite(values), values, np.nan), np.flatnonzero(np.isinf(values)).tolist()
-    numbers = np.full(len(column), np.nan)
-    unreadable = []
-    for row, value in enumerate(column.to_pylist()):
-        if value is None or value == "":
-            continue
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = np.nan
-        if np.isfinite(number):
-            numbers[row] = number
-        elif str(value).strip().lower() not in ("nan", "null", "none", "na", "n/a"):
-            unreadable.append(row)
-    return numbers, unreadable
+    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    parse = cache(_parse_number) if is_text else _parse_number  # classes repeat, and failing takes long
+    numbers = [parse(value) for value in column.to_pylist()]
+    unreadable = [row for row, number in enumerate(numbers) if number is None]
+    return np.array([np.nan if number is None else number for number in numbers], np.float64), unreadable
+
+
+def _parse_number(value: Any) -> float | None:
+    """NaN where it is missing, `None` where it is no finite number."""
+    if value is None or value == "":
+        return math.nan
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if math.isfinite(number):
+        return number
+    return math.nan if str(value).strip().lower() in ("nan", "null", "none", "na", "n/a") else None
 
 
 def parse_flags(column: pa.Array | pa.ChunkedArray) -> list[bool | None]:
