@@ -135,8 +135,9 @@ class Hdf5Tree(ArrayTree):
             if path in file:
                 del file[path]
 
-    def remove_leftovers(self, older_than_seconds: float = 600.0) -> None:
-        self._journaled.remove_leftovers(older_than_seconds)
+    def remove_leftovers(self, older_than_seconds: float = 600.0, below: str = "") -> None:
+        if not below:  # the file as a whole has them
+            self._journaled.remove_leftovers(older_than_seconds)
 
     @contextmanager
     def _reading(self) -> Iterator[h5py.File]:

@@ -109,10 +109,10 @@ class Store:
     ) -> None:
         """Renew columns, labels and source of the same segments; splits and features stay."""
         assert np.array_equal(segments["id"], self.ids)
-        gone = set(self.label_names()) - set(labels)
         _put_columns(self.tree, segments, labels, self.chunk_rows)
-        for name in gone:
-            self.tree.delete(f"labels/{quoted(name)}")
+        for group, columns in (("segments", segments), ("labels", labels)):
+            for name in set(self.tree.children(group)) - {quoted(column) for column in columns}:
+                self.tree.delete(f"{group}/{name}")
         _put_facts(self.tree, self.n_segments, self.chunk_rows, source)
         self._facts = self.tree.attributes("")
         self.source = source
@@ -233,11 +233,15 @@ class Store:
         return Feature(self.tree, name)
 
     def open_feature(self, name: str, record: Record, **creation: Any) -> Feature:
-        """The feature of that name, made where there is none. Raises `RecordMismatch` where another wrote it."""
+        """The feature of that name, made where there is none. Raises `RecordMismatch` where another wrote it.
+
+        To be called while `writing` it: what a killed writer left there is removed.
+        """
         if name not in self.features():
             return self.create_feature(name, record, **creation)
         feature = self.feature(name)
         check_same(name, feature.record, record)
+        feature.remove_leftovers()
         return feature
 
     @contextmanager

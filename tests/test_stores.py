@@ -134,6 +134,18 @@ def test_a_new_store_appears_whole_or_not_at_all(tmp_path):
     assert open_store(path).n_segments == 3 and [p.name for p in tmp_path.iterdir()] == ["features.zarr"]
 
 
+@pytest.mark.parametrize("killed", ["between the renames", "while the old one was removed"])
+def test_a_replacement_that_was_killed_is_finished(tmp_path, killed):
+    path = tmp_path / "features.zarr"
+    for name, n in ((".features.zarr.old", 10), (".features.zarr.partial", 3)):
+        with new_zarr_tree(tmp_path / name) as tree:
+            make_store(tree, n=n)
+    if killed != "between the renames":
+        (tmp_path / ".features.zarr.partial").rename(path)
+        (tmp_path / ".features.zarr.old" / "zarr.json").unlink()
+    assert open_store(path).n_segments == 3 and [p.name for p in tmp_path.iterdir()] == ["features.zarr"]
+
+
 def test_a_folder_that_is_no_store_is_not_replaced(tmp_path):
     (tmp_path / "precious").mkdir()
     with pytest.raises(StoreError, match="not a store"), new_zarr_tree(tmp_path / "precious", replace=True):
