@@ -62,8 +62,8 @@ class Command:
 
 
 COMMANDS_KILLED = [
-    Command("featurize, no workers", ["featurize", "--encoder", "mel_stats", "--workers", "0"], "ingested", 0.2),
-    Command("featurize, 2 workers", ["featurize", "--encoder", "mel_stats", "--workers", "2"], "ingested", 0.14),
+    Command("featurize, no workers", ["featurize", "--encoder", "mel_stats", "--workers", "0"], "ingested", 0.18),
+    Command("featurize, 2 workers", ["featurize", "--encoder", "mel_stats", "--workers", "2"], "ingested", 0.12),
     Command(
         "featurize into HDF5",
         ["featurize", "--encoder", "midi_stats", "--workers", "0", "--store", "features.h5"],
@@ -72,7 +72,8 @@ COMMANDS_KILLED = [
         ("features.h5",),
     ),
     Command("ingest, a new store", ["ingest", "../../rows/grown.csv"], "empty", 0.08),
-    Command("ingest, a dataset that grew", ["ingest", "../../rows/grown.csv"], "imported", 0.1),
+    Command("ingest, a dataset that grew", ["ingest", "../../rows/grown.csv"], "imported", 0.08),
+    Command("ingest, other labels", ["ingest", "../../rows/relabelled.csv"], "imported", 0.06),
     Command("import, a new store", ["import", "../../rows/first.parquet"], "empty", 0.08),
     Command("import, into a store", ["import", "../../rows/second.parquet"], "imported", 0.1),
     Command(
@@ -260,11 +261,12 @@ def wrong_rows(command: Command, killed: Path, reference: Path) -> Iterator[str]
     from stores.feature import Status
     from stores.verify import verify
 
+    renewed = ("labels/", "segments/") if "labels" in command.name else ()  # refused, not wrong, until it is done
     for name in command.stores:
         if not is_there(killed / name):
             continue
         store, whole = open_store(killed / name), open_store(reference / name)
-        yield from (f"after a kill: {damage}" for damage in verify(store))
+        yield from (f"after a kill: {damage}" for damage in verify(store) if not damage.where.startswith(renewed))
         if store.n_segments != whole.n_segments:
             continue  # before it has grown
         for feature in store.features():
@@ -392,10 +394,15 @@ def make_rows(folder: Path) -> None:
     ids = [f"s{row}" for row in range(N_GROWN)]
     songs = [f"song {row // 8}" for row in range(N_GROWN)]
     moods = np.where(rng.random(N_GROWN) < 0.5, "calm", "wild").tolist()
-    with (folder / "grown.csv").open("w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["segment_id", "group", "text", "mood"])
-        rows.writerows(zip(ids, songs, ["la " * (1 + row % 9) for row in range(N_GROWN)], moods, strict=True))
+    lyrics = ["la " * (1 + row % 9) for row in range(N_GROWN)]
+    for name, n, header, labels in (
+        ("grown.csv", N_GROWN, ["mood"], [moods]),
+        ("relabelled.csv", N_ROWS, ["mood", "also"], [moods[::-1], lyrics]),
+    ):
+        with (folder / name).open("w", encoding="utf-8", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["segment_id", "group", "text", *header])
+            rows.writerows(list(zip(ids, songs, lyrics, *labels, strict=True))[:n])
 
     def write(name: str, n: int, columns: tuple[str, ...], scale: float = 1.0) -> None:
         table: dict[str, Any] = {"segment_id": ids[:n], "song_id": songs[:n], "mood": moods[:n]}

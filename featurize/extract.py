@@ -20,6 +20,7 @@ import torch
 
 from featurize.encode import Row, batches, encode
 from featurize.encoders.base import Encoder, Item
+from featurize.limits import DEFAULT_LIMITS, Limits
 from featurize.segments import DIGEST_BYTES, Raw, UnreadableInput
 from featurize.workers import Failure, Preparer
 from stores.feature import Feature, Status
@@ -59,11 +60,13 @@ def extract(
     batch_size: int | None = None,
     retry_failed: bool = False,
     save_every_seconds: float = SAVE_EVERY_SECONDS,
+    limits: Limits = DEFAULT_LIMITS,
     progress: Progress | None = None,
 ) -> Extraction:
     """Bring `feature` up to date with `source`. Rows that cannot be encoded are failed with a reason, never fatal.
 
     A batch holds at most `batch_size` rows, and the encoder's `batch_budget` of what it counts (`Encoder.cost`).
+    limits: of one row's preparation, where there are workers.
     """
     started = saved = time.monotonic()
     done = Extraction()
@@ -71,7 +74,7 @@ def extract(
     most = batch_size or feature.n_segments
     memory = _Memory(feature)
     workers = workers if encoder.heavy_preparation else 0
-    with Preparer(encoder.without_weights() if workers else encoder, workers) as preparer:
+    with Preparer(encoder.without_weights() if workers else encoder, workers, limits) as preparer:
         for chunk in feature.chunks():
             work = _ChunkWork(feature, chunk, memory, retry_failed)
             prepared = preparer.run(work.jobs(source, lambda row: _report(progress, row, feature)))

@@ -16,10 +16,10 @@ import hashlib
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from featurize.sources.table import listed
 from featurize.sources.vectors import SUFFIX, VectorFile, open_segments
 from stores import open_store
 from stores.backends import new_tree
+from stores.errors import disk_told
 from stores.feature import Feature, Status
 from stores.record import IMPORTED_FROM
 from stores.store import DEFAULT_CHUNK_ROWS, Store
@@ -186,7 +187,8 @@ class _Column:
         self._absent: Counter[str] = Counter()
         self._unknown = [segment_id for segment_id, known in zip(file.ids, row >= 0, strict=True) if not known]
         self._unchanged = True
-        self._spool = exits.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (it is entered here)
+        self._spool = tempfile.TemporaryFile()  # noqa: SIM115 (it is closed with `exits`)
+        exits.callback(_close_unasked, self._spool)
         self._width = 0
         for part in file.vectors(wanted.column, wanted.flag):
             known = row[part.rows] >= 0
@@ -224,10 +226,12 @@ class _Column:
         """Consecutive rows in one go: files mostly have the store's order."""
         self._present[rows] = True
         self._width = vectors.shape[1] if len(rows) else self._width
-        for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1):
-            if len(run):
-                self._spool.seek(int(rows[run[0]]) * 4 * self._width)
-                self._spool.write(np.ascontiguousarray(vectors[run]).tobytes())
+        with disk_told(tempfile.gettempdir()):
+            for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1):
+                if len(run):
+                    self._spool.seek(int(rows[run[0]]) * 4 * self._width)
+                    self._spool.write(np.ascontiguousarray(vectors[run]).tobytes())
+            self._spool.flush()
 
     def _get(self, rows: range) -> np.ndarray:
         """float32 (n, width), zeros where nothing is present."""
@@ -236,6 +240,12 @@ class _Column:
         vectors = np.zeros(len(rows) * self._width, np.float32)
         vectors[: len(content)] = content  # the file ends with the last row that is there
         return vectors.reshape(len(rows), self._width)
+
+
+def _close_unasked(file: IO[bytes]) -> None:
+    """What it still wanted to write is no longer needed, and why it could not has been said."""
+    with suppress(OSError):
+        file.close()
 
 
 def imported_record(wanted: Wanted, width: int) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def _problem(found: Ingest, severity: Severity, what: str, rows: list[int] | lis
 def _printable(example: str) -> str:
     """Of a cell that may hold anything: not too much, and nothing that a terminal would obey."""
     cut = example if len(example) <= EXAMPLE_CHARACTERS else f"{example[:EXAMPLE_CHARACTERS]}…"
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)  # line feeds, too: an example is one line
 
 
 def _show(source: Source, row: int) -> str:

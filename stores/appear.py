@@ -27,7 +27,11 @@ def appearing(path: Path, is_store: Callable[[Path], bool], *, replace: bool) ->
         raise StoreError(f"{path} exists and is not a store; it will not be replaced. Give another path.")
     partial, old = _beside(path)
     _remove(partial)  # what an interrupted run left
-    yield partial
+    try:
+        yield partial
+    except BaseException:
+        _remove(partial)  # the disk may be full of it
+        raise
     _remove(old)
     if path.is_file() and partial.is_file():
         partial.replace(path)

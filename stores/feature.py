@@ -229,7 +229,7 @@ class Feature:
 
     def remove_leftovers(self) -> None:
         """Delete what a killed writer left in this feature: temporary files, arrays half widened, or no longer used."""
-        self._tree.remove_leftovers(older_than_seconds=0, below=self._path)
+        self._tree.remove_leftovers(older_than_seconds=0, path=self._path)
         for kind in ("vectors", "frames"):
             for name in {kind, kind + WIDENED} - {self._facts.get(kind)}:
                 self._tree.delete(self.array_path(name))

@@ -154,6 +154,34 @@ def test_a_folder_that_is_no_store_is_not_replaced(tmp_path):
         open_store(tmp_path / "precious")
 
 
+@pytest.mark.parametrize("backend", ["features.zarr", "features.h5"])
+def test_a_renewal_that_is_killed_at_any_write_costs_no_ids_and_no_groups(tmp_path, monkeypatch, backend):
+    """It once wrote all columns anew: killed, it left a store that nobody could tell the rows of."""
+    with new_tree(tmp_path / backend) as tree:
+        make_store(tree)
+    store = open_store(tmp_path / backend)
+    segments = {name: store.segment_column(name) for name in store.segment_columns()}
+    labels = {"new": np.arange(10.0), "soft": store.label("soft") + 1}
+    original, left = type(store.tree).create, [0]
+
+    def killed(*arguments):
+        original(*arguments)  # and nothing is written into it
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(store.tree), "create", killed)
+    for more in range(len(labels)):
+        left[0] = more
+        with pytest.raises(KeyboardInterrupt):
+            open_store(tmp_path / backend).update(segments, labels, store.source)
+        after = open_store(tmp_path / backend)
+        assert (after.ids == segments["id"]).all() and (after.groups == segments["group"]).all()
+    left[0] = 99
+    after.update(segments, labels, store.source)
+    assert open_store(tmp_path / backend).label_names() == list(labels) and list(verify(after)) == []
+
+
 def test_leftovers_of_a_killed_writer_are_removed(store, tmp_path):
     path = tmp_path / "features.zarr"
     leftover = path / "features/audio/toy/vectors/c/0" / f"0.{'a' * 32}.partial"
