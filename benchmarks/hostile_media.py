@@ -44,6 +44,7 @@ RATE_HZ = 16_000
 SECONDS = 0.5  # of a valid file
 FORMATS = {"wav": "audio", "flac": "audio", "mp3": "audio", "ogg": "audio", "mid": "midi"}
 SHARE_CRAFTED = 0.15
+SHARE_MENDED = 0.8  # of Ogg files, whose every page has a checksum that would keep the decoder from seeing anything
 GIB = 2**30
 
 END_OF_TRACK = b"\x00\xff\x2f\x00"
@@ -108,7 +109,32 @@ def mutated(kind: str, chance: random.Random) -> bytes:
     for _ in range(chance.randint(1, 4)):
         if len(data) > 12:
             chance.choice(DAMAGES)(data, kind, chance)
+    if kind == "ogg" and chance.random() < SHARE_MENDED:
+        mend_checksums(data)
     return bytes(data)
+
+
+def mend_checksums(data: bytearray) -> None:
+    """Of each Ogg page, so that the damage gets as far as the decoder."""
+    at = data.find(b"OggS")
+    while at >= 0 and at + 27 <= len(data):
+        end = at + 27 + data[at + 26] + sum(data[at + 27 : at + 27 + data[at + 26]])
+        data[at + 22 : at + 26] = bytes(4)
+        crc = 0
+        for byte in data[at:end]:
+            crc = (crc << 8 & 0xFFFFFFFF) ^ _CRC[crc >> 24 ^ byte]
+        data[at + 22 : at + 26] = struct.pack("<I", crc)
+        at = data.find(b"OggS", at + 4)
+
+
+def _crc_of(byte: int) -> int:
+    crc = byte << 24
+    for _ in range(8):
+        crc = (crc << 1 ^ (0x04C11DB7 if crc & 2**31 else 0)) & 0xFFFFFFFF
+    return crc
+
+
+_CRC = [_crc_of(byte) for byte in range(256)]
 
 
 def _bits(data: bytearray, kind: str, chance: random.Random) -> None:

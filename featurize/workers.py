@@ -7,6 +7,7 @@ go on. The limits hold in worker processes only: with `workers=0` there is nothi
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -113,6 +114,8 @@ def _adopt_encoder(encoder: Prepares, limits: Limits) -> None:
     torch.set_num_threads(1)  # parallelism is across rows
     if limit_memory(limits.row_gib):
         _row_gib = limits.row_gib
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 (a file descriptor is all that is wanted)
+        os.dup2(nowhere.fileno(), 2)  # libmpg123 comments on every damaged header; reasons of rows are kept elsewhere
 
 
 def _prepare_in_worker(raw: Any) -> Any:

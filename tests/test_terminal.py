@@ -23,7 +23,9 @@ def test_no_command_passes_on_what_a_terminal_would_obey(project, run_cli):
     with Path("segments.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["segment_id", "group", "text", f"mood{TITLE}", "audio_path"])
-        rows.writerows([f"s{i}{TITLE}", f"g{i}", "la " + "lo" * i, mood, f"no{TITLE}.wav"] for i, mood in enumerate(moods))
+        rows.writerows(
+            [f"s{i}{TITLE}", f"g{i}", "la " + "lo" * i, mood, f"no{TITLE}.wav"] for i, mood in enumerate(moods)
+        )
     outputs = [
         run_cli("ingest", "."),
         run_cli("featurize", "--encoder", "lsa", "--workers", "0"),
