@@ -127,5 +127,5 @@ def _process_context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["featurize.workers"])
+    context.set_forkserver_preload(["torch", "featurize.workers"])
     return context

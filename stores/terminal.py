@@ -51,6 +51,12 @@ def plain_output() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
+def data_stdout() -> TextIO:
+    """For rows that a program may read: as they are where they go to a pipe or file, `plain` on a terminal."""
+    stdout: TextIO = sys.stdout if sys.stdout.isatty() else getattr(sys.stdout, "own", sys.stdout)
+    return stdout
+
+
 def own_stderr() -> TextIO:
     """The terminal itself, for progress bars; what they show of strangers' words is theirs to make `plain`."""
     stderr: TextIO = getattr(sys.stderr, "own", sys.stderr)

@@ -19,7 +19,6 @@ from tests.test_kill import every_file
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="rights of files are POSIX's")
 
 NOBODY = 65_534
-ENCODE = ("featurize", "--encoder", "midi_stats", "--workers", "0", "--store")
 FIT = ("--set", "training.epochs=1", "--set", "training.bootstrap=100", "--seeds", "1", "--no-baselines")
 
 
@@ -56,27 +55,27 @@ def open_folder() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def test_a_store_that_may_only_be_read(open_folder, demo_data, run_cli: Callable[..., object], monkeypatch):
+def test_a_store_that_may_only_be_read(open_folder, run_cli: Callable[..., object], monkeypatch):
     original = open_folder / "writable"
     original.mkdir()
     monkeypatch.chdir(original)
-    shutil.copytree(demo_data, original / "data")
-    for store in ("features.zarr", "features.h5"):
-        run_cli("ingest", "data", "--store", store)
+    rows = "".join(f"s{row},g{row // 2},la {'lo' * row} le,{'calm' if row % 2 else 'wild'}\n" for row in range(40))
+    Path("segments.csv").write_text(f"segment_id,group,text,mood\n{rows}")
+    stores = ("features.zarr", "features.h5")
+    for store in stores:
+        run_cli("ingest", "segments.csv", "--store", store)
         run_cli("featurize", "--encoder", "lsa", "--store", store)
     locked = Path(shutil.copytree(original, open_folder / "read-only"))
-    (open_folder / "runs").mkdir(mode=0o777)
+    (open_folder / "runs").mkdir()
     (open_folder / "runs").chmod(0o777)
     for path in [*locked.rglob("*"), locked]:
         path.chmod(0o555 if path.is_dir() else 0o444)
     before = every_file(locked)
-    stores = ("features.zarr", "features.h5")
     reading = [(name, "--store", store) for name in ("inspect", "verify") for store in stores]
     reading += [("fit", "--store", s, "--runs", "../runs", "--name", s, "--target", "mood", *FIT) for s in stores]
-    writing = [(*ENCODE, store) for store in stores] + [
-        ("split", "--name", "more", "--store", store) for store in stores
-    ]
-    writing += [("ingest", "data", "--store", "other.zarr"), ("ingest", "data", "--store", "other.h5")]
+    writing = [("featurize", "--encoder", "lsa", "--as", "more", "--store", store) for store in stores]
+    writing += [("split", "--name", "more", "--store", store) for store in stores]
+    writing += [("ingest", "segments.csv", "--store", store) for store in ("other.zarr", "other.h5")]
     context = multiprocessing.get_context("forkserver")
     outcomes = context.SimpleQueue()
     process = context.Process(target=as_nobody, args=(open_folder, reading + writing, outcomes))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stores import open_store
-from stores.terminal import own_stderr, plain, plain_output
+from stores.terminal import data_stdout, own_stderr, plain, plain_output
 
 TITLE = "\x1b]0;owned\x07"
 BACKWARDS = "\u202egpj.exe"
@@ -48,6 +48,12 @@ def test_words_stay_as_they_are(text):
     assert plain(shown) == shown and "\x1b" not in shown
     if text.isprintable():
         assert shown == text
+
+
+def test_data_in_a_pipe_stays_as_it_is(capsys):
+    with plain_output():
+        data_stdout().write(EVIL)
+    assert capsys.readouterr().out == EVIL
 
 
 def test_progress_bars_draw_on_the_terminal_itself(capsys):
