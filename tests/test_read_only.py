@@ -35,6 +35,9 @@ def as_nobody(folder: Path, commands: list[tuple[str, ...]], outcomes: SimpleQue
     os.chdir(folder / "writable")
     for command in commands:
         invoke(command)
+    shutil.rmtree(folder / "runs", ignore_errors=True)
+    (folder / "runs").mkdir()
+    (folder / "runs").chmod(0o777)
     if os.geteuid() == 0:
         os.setgroups([])
         os.setgid(NOBODY)
@@ -66,8 +69,6 @@ def test_a_store_that_may_only_be_read(open_folder, run_cli: Callable[..., objec
         run_cli("ingest", "segments.csv", "--store", store)
         run_cli("featurize", "--encoder", "lsa", "--store", store)
     locked = Path(shutil.copytree(original, open_folder / "read-only"))
-    (open_folder / "runs").mkdir()
-    (open_folder / "runs").chmod(0o777)
     for path in [*locked.rglob("*"), locked]:
         path.chmod(0o555 if path.is_dir() else 0o444)
     before = every_file(locked)
