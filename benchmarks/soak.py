@@ -103,7 +103,7 @@ def one_round(workers: int) -> None:
         run("featurize", "--encoder", encoder, "--workers", str(workers))
     quick = ("--set", "training.epochs=5", "--set", "training.bootstrap=100", "--seeds", "1")
     run("fit", "--target", "mood", "--name", "run", "--overwrite", *quick)
-    run("predict", "run", "features.zarr", "--out", "predictions.parquet")
+    run("predict", "run", "features.zarr", "--out", "predictions.parquet", "--overwrite")
     run("verify")
 
 
