@@ -40,6 +40,12 @@ class UserMistake(click.ClickException):
 
 
 class LazyGroup(click.Group):
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        from stores.terminal import plain_output
+
+        with plain_output():  # around everything that is printed, messages of mistakes included
+            return super().main(*arguments, **options)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 

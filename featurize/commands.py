@@ -151,6 +151,7 @@ def featurize_command(
     if encoder_name is None:
         raise click.UsageError(f"Name one: --encoder {' | '.join(ENCODERS)}")
     from featurize.encoder_options import check_sample_rate, configured_options
+    from featurize.limits import Limits
     from featurize.pipeline import featurize, open_encoder
     from featurize.progress import progress_bar
     from featurize.trained import open_tuned
@@ -172,6 +173,7 @@ def featurize_command(
                 save_as=save_as,
                 split_name=split_name or project.config.split.name,
                 workers=os.cpu_count() or 1 if workers is None else workers,
+                limits=Limits(project.config.preprocessing.row_seconds, project.config.preprocessing.row_gib),
                 progress=progress,
                 **settings,
             )

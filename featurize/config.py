@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from featurize.limits import ROW_GIB, ROW_SECONDS
+
 Layout = Literal["auto", "folder", "split_parquet"]
 Scope = Literal["song", "segment"]
 TimecodeRate = Literal["23.976", "24", "25", "29.97", "29.97 drop", "30"]
@@ -179,6 +181,8 @@ class MIDIPreprocessing(Section):
 class PreprocessingConfig(Section):
     audio: AudioPreprocessing = AudioPreprocessing()
     midi: MIDIPreprocessing = MIDIPreprocessing()
+    row_seconds: float = Field(ROW_SECONDS, gt=0, le=86_400, description="A row that takes a worker longer is failed.")
+    row_gib: float = Field(ROW_GIB, gt=0, le=4096, description="A row that takes more memory is failed (on Linux).")
 
 
 class ModelEncodersConfig(Section):

@@ -26,6 +26,7 @@ from featurize.beside import Behind, ahead
 from featurize.chunk_work import ChunkWork, Extraction, Memory, RawSource
 from featurize.encode import Launched, Sender, Sent, batches, casts_kept, device_of, launch
 from featurize.encoders.base import Encoder, Item
+from featurize.limits import DEFAULT_LIMITS, Limits
 from featurize.workers import Failure, Preparer
 from stores.feature import Feature, Status
 
@@ -53,17 +54,19 @@ def extract(
     batch_size: int | None = None,
     retry_failed: bool = False,
     save_every_seconds: float = SAVE_EVERY_SECONDS,
+    limits: Limits = DEFAULT_LIMITS,
     progress: Progress | None = None,
 ) -> Extraction:
     """Bring `feature` up to date with `source`. Rows that cannot be encoded are failed with a reason, never fatal.
 
     A batch holds at most `batch_size` rows, and the encoder's `batch_budget` of what it counts (`Encoder.cost`).
+    limits: of one row's preparation, where there are workers.
     """
     started = saved = time.monotonic()
     done = Extraction()
     encoder.eval()
     workers = workers if encoder.heavy_preparation else 0
-    preparer = Preparer(encoder.without_weights() if workers else encoder, workers)
+    preparer = Preparer(encoder.without_weights() if workers else encoder, workers, limits)
     begun: deque[ChunkWork] = deque()
     steps = _steps(feature, encoder, source, preparer, begun, batch_size or feature.n_segments, retry_failed)
     with casts_kept(encoder), Behind(CALLS_BEHIND) as behind:

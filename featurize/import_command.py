@@ -53,7 +53,8 @@ def import_command(
     """Take precomputed vectors into the store, joined by id. FILE is parquet with list columns, HDF5 or npz.
 
     Where there is no store yet, the first file makes one, with its groups, times and labels. What is flagged false,
-    null or all zero is absent. Everything is checked before anything is written.
+    null or all zero is absent. Everything is checked before anything is written. Killed, or given again, the same
+    command writes what is missing.
 
     \b
     Example:
@@ -63,6 +64,7 @@ def import_command(
     from featurize.import_vectors import add_features, check_new_store, choose_columns, make_store
     from featurize.sources.table import listed
     from featurize.sources.vectors import open_vectors
+    from stores.backends import is_there
 
     say = _silent if as_json else click.echo
     result: dict[str, Any] = {"store": str(project.store_path)}
@@ -70,11 +72,13 @@ def import_command(
     with ExitStack() as exits:
         opened = [exits.enter_context(closing(open_vectors(path, id_name))) for path in files]
         wanted = choose_columns(opened, *names)
-        if project.store_path.exists():
+        if is_there(project.store_path):
             store = project.open_store()
             imported = add_features(store, wanted, dtype, replace=replace)
             result |= {"created": False, "segments": store.n_segments}
             say(f"{project.store_path}: {store.n_segments:,} segments")
+            if not store.splits():  # the import that made the store was killed before it came to this
+                result["split"] = first_split(project, store, say)
         else:
             say(f"There is no store at {project.store_path} yet; {wanted[0].file.path} makes one.")
             found = check_new_store(wanted, project.config.data, project.config.model.targets)
@@ -114,6 +118,7 @@ def _facts(imported: Any) -> dict[str, Any]:
         "width": imported.feature.width,
         "dtype": str(imported.feature.dtype),
         "present": imported.n_present,
+        "unchanged": imported.unchanged,
         "absent": imported.absent,
         "unknown_ids": len(imported.unknown),
         "unknown_examples": imported.unknown[:3],
@@ -126,6 +131,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         f"{facts['feature']}: {facts['present']:,} present, {sum(facts['absent'].values()):,} absent"
         + (f" ({absent})" if absent else "")
         + f"; {facts['width']} x {facts['dtype']}, from {facts['column']} of {Path(facts['file']).name}"
+        + ("; it stood there already" if facts["unchanged"] else "")
     ]
     if facts["unknown_ids"]:
         examples = ", ".join(map(repr, facts["unknown_examples"]))

@@ -3,6 +3,9 @@
 Everything is read and checked before anything is written. On the way the vectors wait in a temporary file in the order
 of the store, so memory does not grow with them, and the order of the files does not matter.
 
+A feature that is there from the same column of the same file counts as begun: chunks that stand as they would be
+written are left, the others written. So an import that was killed goes on when the same command is given again.
+
 A row of the store whose id a file does not have is absent, not pending: pending means that the same command would do
 the rest, and this one has nothing more to give. It is counted apart.
 """
@@ -13,10 +16,10 @@ import hashlib
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -28,6 +31,7 @@ from featurize.sources.table import listed
 from featurize.sources.vectors import SUFFIX, VectorFile, open_segments
 from stores import open_store
 from stores.backends import new_tree
+from stores.errors import disk_told
 from stores.feature import Feature, Status
 from stores.record import IMPORTED_FROM
 from stores.store import DEFAULT_CHUNK_ROWS, Store
@@ -49,11 +53,15 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Imported:
-    """A feature that was written. absent: rows of the store, by why. unknown: ids of the file that it does not have."""
+    """A feature that was written. absent: rows of the store, by why. unknown: ids of the file that it does not have.
+
+    unchanged: all of it stood in the store already.
+    """
 
     wanted: Wanted
     feature: Feature
     n_present: int
+    unchanged: bool
     absent: Mapping[str, int]
     unknown: list[str]
 
@@ -138,11 +146,11 @@ def make_store(found: Ingest, wanted: Sequence[Wanted], store_path: Path, dtype:
 def add_features(store: Store, wanted: Sequence[Wanted], dtype: str, *, replace: bool = False) -> list[Imported]:
     """Features of a store that exists, once all columns are found whole.
 
-    Raises `ConfigError` where a feature exists and `replace` is false, `SourceError` where a vector is not as the
-    others, or none is there.
+    Raises `ConfigError` where a feature exists that is not of the same column, and `replace` is false, `SourceError`
+    where a vector is not as the others, or none is there.
     """
     for w in wanted:
-        if w.feature in store.features() and not replace:
+        if w.feature in store.features() and not replace and not _is_from(store.feature(w.feature), w, dtype):
             raise ConfigError(
                 f"{store.tree.location} holds {w.feature} already. Keep both with --column "
                 f"{w.column}={w.feature.partition('/')[0]}/NAME, or pass --replace."
@@ -152,8 +160,13 @@ def add_features(store: Store, wanted: Sequence[Wanted], dtype: str, *, replace:
             exits.enter_context(store.writing(w.feature))
         columns = [_Column(w, store.ids, exits) for w in wanted]
         for column in columns:
-            column.write(store, dtype)
+            column.write(store, dtype, replace=replace)
         return [column.imported(store) for column in columns]
+
+
+def _is_from(feature: Feature, wanted: Wanted, dtype: str) -> bool:
+    """Whether this feature was written, or begun, by the same import."""
+    return feature.record == imported_record(wanted, feature.width) and feature.first_dtype == dtype
 
 
 class _Column:
@@ -173,7 +186,9 @@ class _Column:
         self._present = np.zeros(len(ids), bool)
         self._absent: Counter[str] = Counter()
         self._unknown = [segment_id for segment_id, known in zip(file.ids, row >= 0, strict=True) if not known]
-        self._spool = exits.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (it is entered here)
+        self._unchanged = True
+        self._spool = tempfile.TemporaryFile()  # noqa: SIM115 (it is closed with `exits`)
+        exits.callback(_close_unasked, self._spool)
         self._width = 0
         for part in file.vectors(wanted.column, wanted.flag):
             known = row[part.rows] >= 0
@@ -184,12 +199,12 @@ class _Column:
             raise SourceError(f"{file.path}: {wanted.column} has not one vector for the segments of the store.")
         self._absent[NOT_IN_FILE] = len(ids) - int((row >= 0).sum())
 
-    def write(self, store: Store, dtype: str) -> None:
-        """The feature, in place of one of the same name."""
-        store.delete_feature(self._wanted.feature)
-        feature = store.create_feature(
-            self._wanted.feature, imported_record(self._wanted, self._width), dtype=np.dtype(dtype)
-        )
+    def write(self, store: Store, dtype: str, *, replace: bool = False) -> None:
+        """What the store does not have yet of the feature; with `replace` all of it, in place of one of its name."""
+        if replace:
+            store.delete_feature(self._wanted.feature)
+        record = imported_record(self._wanted, self._width)
+        feature = store.open_feature(self._wanted.feature, record, dtype=np.dtype(dtype))
         for chunk in feature.chunks():
             vectors = self._get(chunk)
             present = self._present[chunk.start : chunk.stop]
@@ -197,21 +212,26 @@ class _Column:
             for at in np.flatnonzero(present):
                 hashes[at] = np.frombuffer(hashlib.blake2b(vectors[at], digest_size=DIGEST_BYTES).digest(), np.uint8)
             status = np.where(present, Status.PRESENT, Status.ABSENT).astype(np.uint8)
+            if (feature.status(chunk) == status).all() and (feature.input_hashes(chunk) == hashes).all():
+                continue
+            self._unchanged = False
             feature.write_chunk(chunk, np.array(chunk), vectors, status, hashes, [""] * len(chunk))
 
     def imported(self, store: Store) -> Imported:
         absent = {why: count for why, count in self._absent.items() if count}
         feature = store.feature(self._wanted.feature)
-        return Imported(self._wanted, feature, int(self._present.sum()), absent, self._unknown)
+        return Imported(self._wanted, feature, int(self._present.sum()), self._unchanged, absent, self._unknown)
 
     def _put(self, rows: np.ndarray, vectors: np.ndarray) -> None:
         """Consecutive rows in one go: files mostly have the store's order."""
         self._present[rows] = True
         self._width = vectors.shape[1] if len(rows) else self._width
-        for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1):
-            if len(run):
-                self._spool.seek(int(rows[run[0]]) * 4 * self._width)
-                self._spool.write(np.ascontiguousarray(vectors[run]).tobytes())
+        with disk_told(tempfile.gettempdir()):
+            for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1):
+                if len(run):
+                    self._spool.seek(int(rows[run[0]]) * 4 * self._width)
+                    self._spool.write(np.ascontiguousarray(vectors[run]).tobytes())
+            self._spool.flush()
 
     def _get(self, rows: range) -> np.ndarray:
         """float32 (n, width), zeros where nothing is present."""
@@ -220,6 +240,12 @@ class _Column:
         vectors = np.zeros(len(rows) * self._width, np.float32)
         vectors[: len(content)] = content  # the file ends with the last row that is there
         return vectors.reshape(len(rows), self._width)
+
+
+def _close_unasked(file: IO[bytes]) -> None:
+    """What it still wanted to write is no longer needed, and why it could not has been said."""
+    with suppress(OSError):
+        file.close()
 
 
 def imported_record(wanted: Wanted, width: int) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from featurize.sources.base import FLAGS, is_file, stays_inside
 from featurize.sources.table import listed
 from featurize.stated_times import compare_times
 from stores import open_store
-from stores.backends import new_tree
+from stores.backends import is_there, new_tree
 from stores.base import STRING
 from stores.carry import carry_over
 from stores.claim import all_claimed, claims_of
@@ -128,7 +128,8 @@ def write_store(
     """
     refuse_errors(found)
     facts = describe_source(found.source, store_path)
-    old = open_store(store_path) if store_path.exists() and not replace else None
+    exists = is_there(store_path)
+    old = open_store(store_path) if exists and not replace else None
     if old is not None:
         _check_all_still_there(old, found, store_path)
         if np.array_equal(old.ids, found.segments["id"]):
@@ -137,7 +138,7 @@ def write_store(
         chunk_rows = old.chunk_rows
     store_path.parent.mkdir(parents=True, exist_ok=True)
     writers = all_claimed(claims_of(store_path), old.features() if old is not None else [])
-    with writers, new_tree(store_path, replace=store_path.exists()) as tree:
+    with writers, new_tree(store_path, replace=exists) as tree:
         store = Store.create(tree, found.segments, found.labels, facts, chunk_rows)
         if old is not None:
             carry_over(old, store)
@@ -189,7 +190,7 @@ def _problem(found: Ingest, severity: Severity, what: str, rows: list[int] | lis
 def _printable(example: str) -> str:
     """Of a cell that may hold anything: not too much, and nothing that a terminal would obey."""
     cut = example if len(example) <= EXAMPLE_CHARACTERS else f"{example[:EXAMPLE_CHARACTERS]}…"
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)  # line feeds, too: an example is one line
 
 
 def _show(source: Source, row: int) -> str:

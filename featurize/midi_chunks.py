@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from featurize.limits import MAX_MIDI_BYTES
 from featurize.segments import UnreadableInput
 
-MAX_FILE_BYTES = 16 * 2**20  # a million notes with generous controller data
 MAX_TRACKS = 2048  # the largest files have some 200; each costs a parser far more than its 8 bytes
 
 ONE_TRACK, TRACKS_TOGETHER, TRACKS_IN_TURN = 0, 1, 2  # the header's format
@@ -37,8 +37,8 @@ def split_chunks(data: bytes) -> Chunks:
     """Raises `UnreadableInput` on what is no MIDI file, and on one that is cut short."""
     if not data:
         raise UnreadableInput("the MIDI data is empty (0 bytes)")
-    if len(data) > MAX_FILE_BYTES:
-        raise UnreadableInput(f"the MIDI data has {len(data):,} bytes; at most {MAX_FILE_BYTES:,} are read")
+    if len(data) > MAX_MIDI_BYTES:
+        raise UnreadableInput(f"the MIDI data has {len(data):,} bytes; at most {MAX_MIDI_BYTES:,} are read")
     start = data.find(b"MThd")
     if start < 0:
         raise UnreadableInput(f"not a MIDI file: there is no MThd in it (it begins with {data[:8]!r})")

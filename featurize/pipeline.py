@@ -16,6 +16,7 @@ from featurize.encoders import build_encoder, encoder_class
 from featurize.encoders.base import Encoder
 from featurize.errors import ConfigError, SourceError
 from featurize.extract import Extraction, Progress, extract
+from featurize.limits import DEFAULT_LIMITS, Limits
 from featurize.project import StoreRows
 from featurize.segments import UnreadableInput
 from featurize.sources import Source
@@ -53,6 +54,7 @@ def featurize(
     retry_failed: bool = False,
     repair: bool = False,
     audit_rows: int = 0,
+    limits: Limits = DEFAULT_LIMITS,
     progress: Progress | None = None,
 ) -> Featurized:
     """Encode every segment that is not encoded yet, or whose input changed, into `<modality>/<save_as or encoder>`.
@@ -105,6 +107,7 @@ def featurize(
             workers=workers,
             batch_size=batch_size,
             retry_failed=retry_failed,
+            limits=limits,
             progress=progress,
         )
         found = audit(feature, encoder, rows, audit_rows) if audit_rows else None

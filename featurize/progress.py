@@ -19,6 +19,8 @@ def progress_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from stores.terminal import own_stderr, plain
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -26,8 +28,8 @@ def progress_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None, rate="")
+    with Progress(*columns, console=Console(file=own_stderr()), transient=True) as bar:
+        task = bar.add_task(plain(title), total=None, rate="")
         started = time.monotonic()
 
         def update(done: int, total: int) -> None:

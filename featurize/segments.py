@@ -11,10 +11,14 @@ Conventions
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 import struct
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+
+from featurize.limits import MAX_AUDIO_BYTES, MAX_MIDI_BYTES
 
 MODALITIES = ("text", "audio", "midi")
 
@@ -46,7 +50,7 @@ class RawAudio:
     def digest(self) -> bytes:
         span = _pack_span(self.start_seconds, self.end_seconds)
         if self.path is not None:
-            return _digest(b"audio-file", span, _file_digest(self.path))
+            return _digest(b"audio-file", span, _file_digest(self.path, MAX_AUDIO_BYTES))
         return _digest(b"audio-blob", span, struct.pack("<q", self.sample_rate_hz or 0), self.samples or b"")
 
 
@@ -64,21 +68,35 @@ class RawMidi:
     shift_seconds: float = 0.0
 
     def digest(self) -> bytes:
-        content = _file_digest(self.path) if self.path is not None else _digest(self.data or b"")
+        content = _file_digest(self.path, MAX_MIDI_BYTES) if self.path is not None else _digest(self.data or b"")
         shift = [struct.pack("<d", self.shift_seconds)] if self.shift_seconds else []
         return _digest(b"midi", _pack_span(self.start_seconds, self.end_seconds), content, *shift)
 
     def read_bytes(self) -> bytes:
         """The file's bytes. Raises `UnreadableInput` where the file is gone or may not be read."""
-        if self.path is None:
-            return self.data or b""
-        try:
-            return self.path.read_bytes()
-        except OSError as error:
-            raise UnreadableInput(f"cannot read {self.path}: {error.strerror}") from error
+        return self.data or b"" if self.path is None else read_limited(self.path, MAX_MIDI_BYTES)
 
 
 Raw = RawText | RawAudio | RawMidi
+
+
+def read_limited(path: Path, most_bytes: int) -> bytes:
+    """All of a regular file that has at most so many bytes. Raises `UnreadableInput`."""
+    try:
+        _check_size(path, path.stat(), most_bytes)
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte
+        if isinstance(error, UnreadableInput):
+            raise
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UnreadableInput(f"cannot read {path}: {reason}") from error
+
+
+def _check_size(path: Path, status: os.stat_result, most_bytes: int) -> None:
+    if not stat.S_ISREG(status.st_mode):  # opening a named pipe would wait forever
+        raise UnreadableInput(f"cannot read {path}: not a regular file")
+    if status.st_size > most_bytes:
+        raise UnreadableInput(f"{path} has {status.st_size:,} bytes; at most {most_bytes:,} are read")
 
 
 def _digest(*parts: bytes) -> bytes:
@@ -96,10 +114,11 @@ def _pack_span(start_seconds: float | None, end_seconds: float | None) -> bytes:
     )
 
 
-def _file_digest(path: Path) -> bytes:
+def _file_digest(path: Path, most_bytes: int) -> bytes:
     try:
-        stat = path.stat()
-        return _cached_file_digest(path, stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        status = path.stat()
+        _check_size(path, status, most_bytes)
+        return _cached_file_digest(path, status.st_mtime_ns, status.st_size, status.st_ino)
     except OSError as error:
         raise UnreadableInput(f"cannot read {path}: {error.strerror}") from error
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from featurize.alignment import Measure
+from featurize.limits import Limits
 from featurize.segments import RawAudio, RawMidi, UnreadableInput
 from featurize.sources.base import Source
 from featurize.workers import Failure, Preparer
@@ -26,7 +27,7 @@ from featurize.workers import Failure, Preparer
 FILES_LOOKED_AT, BLOBS_LOOKED_AT = 200, 10
 TOLERANCE_SECONDS = 0.5  # encoders pad and cut their files by some milliseconds; musicians play on
 SAME_SECONDS = 0.02  # what `cli align` can tell apart
-TIMEOUT_SECONDS = 30.0  # for one file or pair
+LIMITS = Limits(row_seconds=30.0)  # for one file or pair
 PAIRS_MEASURED, LONGEST_MEASURED_SECONDS = 12, 60.0  # decoding whole songs would take as long as `cli align`
 NOTABLE_SECONDS = 0.05
 
@@ -114,27 +115,27 @@ def _spread(rows: np.ndarray, most: int) -> np.ndarray:
 
 
 def _audio_lengths(source: Source, presence: dict[str, np.ndarray]) -> Iterator[tuple[int, float]]:
-    for row, raw in _sample(source, "audio", presence):
-        seconds = _audio_seconds(raw)
-        if seconds is not None:
-            yield row, seconds
+    with Preparer(_AudioSeconds(), workers=1, limits=LIMITS) as preparer:
+        for row, seconds in preparer.run(_sample(source, "audio", presence)):
+            if isinstance(seconds, float):
+                yield row, seconds
 
 
-def _audio_seconds(raw: RawAudio) -> float | None:
-    """Of the whole file or blob."""
-    import soundfile
+@dataclass(frozen=True)
+class _AudioSeconds:
+    """Of the whole file or blob. In another process, for a file may be anything."""
 
-    if raw.path is None:
-        return len(raw.samples or b"") / 4 / raw.sample_rate_hz if raw.sample_rate_hz else None
-    try:
-        return float(soundfile.info(raw.path).duration)
-    except (OSError, RuntimeError):  # not audio: `featurize` says so row by row
-        return None
+    def prepare(self, raw: RawAudio) -> float | None:
+        import soundfile
+
+        if raw.path is None:
+            return len(raw.samples or b"") / 4 / raw.sample_rate_hz if raw.sample_rate_hz else None
+        return float(soundfile.info(raw.path).duration)  # what is no audio raises, and `featurize` says so row by row
 
 
 def _midi_times(source: Source, presence: dict[str, np.ndarray]) -> Iterator[tuple[int, tuple[float, float | None]]]:
     """Of each file that can be read: when its last note begins, and its SMPTE offset, in seconds."""
-    with Preparer(_MidiTimes(), workers=1, timeout_seconds=TIMEOUT_SECONDS) as preparer:
+    with Preparer(_MidiTimes(), workers=1, limits=LIMITS) as preparer:
         for row, found in preparer.run(_sample(source, "midi", presence)):
             if not isinstance(found, Failure):
                 yield row, found
@@ -175,7 +176,7 @@ def _measured(
             if isinstance(audio, RawAudio) and isinstance(midi, RawMidi):
                 yield row, (audio, midi)
 
-    with Preparer(Measure(2.0), workers=1, timeout_seconds=TIMEOUT_SECONDS) as preparer:
+    with Preparer(Measure(2.0), workers=1, limits=LIMITS) as preparer:
         for row, found in preparer.run(pairs()):
             if not isinstance(found, Failure):
                 verdict, offset, _, _, reason = found

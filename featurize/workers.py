@@ -1,6 +1,7 @@
 """Preparation in other processes: in order, never far ahead, and surviving whatever a decoder does.
 
-A row whose preparation raises, takes too long, or kills its process becomes a `Failure`; the others go on.
+A row whose preparation raises, takes too long or too much memory, or kills its process becomes a `Failure`; the others
+go on. The limits hold in worker processes only: with `workers=0` there is nothing to kill but the command itself.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from typing import Any, Protocol, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
+from featurize.limits import DEFAULT_LIMITS, Limits, limit_memory
 from featurize.segments import UnreadableInput
 
-TIMEOUT_SECONDS = 300.0  # two hours of audio decode in under one minute on one slow core
 AHEAD = 8  # prepared rows per worker that may wait for the model
 NICENESS = 10  # where cores are few, the model's threads come first: it waits for them all at every step
 
@@ -42,10 +43,10 @@ class Prepares(Protocol):
 class Preparer:
     """Runs `encoder.prepare` over rows; `workers=0` does it in this process."""
 
-    def __init__(self, encoder: Prepares, workers: int, timeout_seconds: float = TIMEOUT_SECONDS):
+    def __init__(self, encoder: Prepares, workers: int, limits: Limits = DEFAULT_LIMITS):
         self._encoder = encoder
         self._workers = workers
-        self._timeout_seconds = timeout_seconds
+        self._limits = limits
         self._pool: ProcessPool | None = None
         self._lock = Lock()
         self._started: set[Future[Any]] = set()
@@ -92,9 +93,9 @@ class Preparer:
                     self._workers,
                     context=_process_context(type(self._encoder).__module__),
                     initializer=_adopt_encoder,
-                    initargs=(self._encoder,),
+                    initargs=(self._encoder, self._limits),
                 )
-            future: Future[Any] = self._pool.schedule(_prepare_in_worker, args=(raw,), timeout=self._timeout_seconds)
+            future: Future[Any] = self._pool.schedule(_prepare_in_worker, args=(raw,), timeout=self._limits.row_seconds)
             self._started.add(future)
         future.add_done_callback(self._started.discard)
         return future
@@ -103,7 +104,7 @@ class Preparer:
         try:
             return None if future is None else future.result()
         except TimeoutError:
-            return Failure(f"not prepared within {self._timeout_seconds:g} s")
+            return Failure(f"not prepared within {self._limits.row_seconds:g} s")
         except ProcessExpired as error:
             return Failure(f"the decoder died (exit code {error.exitcode})")
 
@@ -115,22 +116,28 @@ def prepare_safely(encoder: Prepares, raw: Any) -> Any:
     except UnreadableInput as error:
         return Failure(str(error))
     except MemoryError:
-        return Failure("out of memory while preparing")
+        at_most = f"; at most {_row_gib:g} GiB are given to a row" if _row_gib else ""
+        return Failure(f"out of memory while preparing{at_most}")
     except Exception as error:  # decoders raise what they like; the reason is kept and counted
         return Failure(f"{type(error).__name__}: {error}".splitlines()[0])
 
 
 _encoder: Prepares  # of this worker process
+_row_gib: float | None = None  # its limit, where the system has one
 
 
-def _adopt_encoder(encoder: Prepares) -> None:
-    global _encoder
+def _adopt_encoder(encoder: Prepares, limits: Limits) -> None:
+    global _encoder, _row_gib
     _encoder = encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
     if hasattr(os, "nice"):
         os.nice(NICENESS)
     if "torch" in sys.modules:  # it takes seconds to import, and not every preparation needs it
         sys.modules["torch"].set_num_threads(1)  # parallelism is across rows
+    if limit_memory(limits.row_gib):
+        _row_gib = limits.row_gib
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 (a file descriptor is all that is wanted)
+        os.dup2(nowhere.fileno(), 2)  # libmpg123 comments on every damaged header; reasons of rows are kept elsewhere
 
 
 def _prepare_in_worker(raw: Any) -> Any:

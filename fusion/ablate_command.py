@@ -215,6 +215,8 @@ def _live_table() -> Iterator[Progress]:
     from rich.console import Console
     from rich.live import Live
 
+    from stores.terminal import own_stderr
+
     scores: dict[Model, list[float]] = {}
     title = [""]
 
@@ -222,13 +224,16 @@ def _live_table() -> Iterator[Progress]:
         scores.setdefault(cell.model, []).append(value)
         title[0] = f"ablate: {run:,} of {to_run:,} cells run; mean score on validation so far"
 
-    with Live(console=Console(stderr=True), transient=True, get_renderable=lambda: live_table(scores, title[0])):
+    with Live(console=Console(file=own_stderr()), transient=True, get_renderable=lambda: live_table(scores, title[0])):
         yield progress
 
 
 def live_table(scores: Mapping[Model, Sequence[float]], title: str) -> Table:
     """A row for each subset, a column for each model. scores: validation scores of finished cells."""
     from rich.table import Table
+    from rich.text import Text
+
+    from stores.terminal import plain
 
     table = Table("slots", title=title, box=None)
     names = list(dict.fromkeys(model.name for model in scores))
@@ -237,5 +242,5 @@ def live_table(scores: Mapping[Model, Sequence[float]], title: str) -> Table:
     means = {model: f"{sum(values) / len(values):.3f}" for model, values in scores.items()}
     for slots in dict.fromkeys(model.slots for model in scores):
         of_slots = {model.name: mean for model, mean in means.items() if model.slots == slots}
-        table.add_row("+".join(slots) or "none", *(of_slots.get(name, "") for name in names))
+        table.add_row(Text(plain("+".join(slots)) or "none"), *(of_slots.get(name, "") for name in names))
     return table

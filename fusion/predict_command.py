@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -86,6 +85,7 @@ def predict_command(
     from fusion.prediction_file import format_of, new_file, text_writer
     from fusion.prediction_summary import PredictionSummary, summary_lines
     from stores.errors import TriadError
+    from stores.terminal import data_stdout
 
     to_stdout = out == STDOUT
     path = Path(out or f"predictions.{file_format or 'parquet'}")
@@ -114,7 +114,7 @@ def predict_command(
     summary = PredictionSummary(predictor.slots, predictor.run.targets)
     output: AbstractContextManager[Write] = new_file(path, file_format)
     if to_stdout:
-        output = nullcontext(text_writer(sys.stdout, file_format))
+        output = nullcontext(text_writer(data_stdout(), file_format))
     with output as write, named_progress("predict") as progress:
         for table in predictor.blocks(opened, progress=progress):
             write(table)

@@ -1,4 +1,8 @@
-"""A store appears at its path when it is whole, and not before."""
+"""A store appears at its path when it is whole, and not before.
+
+A folder cannot take another's place in one step: the old one is renamed, then the new one. Whoever was killed between
+the two left no store at the path and a whole one beside it, which the next that looks puts there.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +20,18 @@ def appearing(path: Path, is_store: Callable[[Path], bool], *, replace: bool) ->
 
     Raises `StoreError` where `path` exists already and `replace` is false, or is no store.
     """
+    finish_replacement(path)
     if path.exists() and not replace:
         raise StoreError(f"{path} exists already. Pass --replace to make it anew, or give another path.")
     if path.exists() and not is_store(path):
         raise StoreError(f"{path} exists and is not a store; it will not be replaced. Give another path.")
-    partial = path.with_name(f".{path.name}.partial")
+    partial, old = _beside(path)
     _remove(partial)  # what an interrupted run left
-    yield partial
-    old = path.with_name(f".{path.name}.old")
+    try:
+        yield partial
+    except BaseException:
+        _remove(partial)  # the disk may be full of it
+        raise
     _remove(old)
     if path.is_file() and partial.is_file():
         partial.replace(path)
@@ -32,6 +40,20 @@ def appearing(path: Path, is_store: Callable[[Path], bool], *, replace: bool) ->
         path.rename(old)
     partial.rename(path)
     _remove(old)
+
+
+def finish_replacement(path: Path) -> None:
+    """Where a process was killed while it put a new store in an old one's place: put it there."""
+    partial, old = _beside(path)
+    if old.exists():  # the new one was whole before the old one got this name
+        if not path.exists():
+            (partial if partial.exists() else old).rename(path)
+        _remove(old)
+
+
+def _beside(path: Path) -> tuple[Path, Path]:
+    """Where the new store grows, and where the old one waits for its end."""
+    return path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
 
 
 def _remove(path: Path) -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from stores.appear import finish_replacement
 from stores.base import ArrayTree
 from stores.errors import StoreError
 
@@ -30,9 +31,15 @@ def kind_at(path: Path) -> Kind | None:
     return None
 
 
+def is_there(path: Path) -> bool:
+    """Whether anything is at `path`, or was on its way there when a process was killed."""
+    finish_replacement(path)
+    return path.exists()
+
+
 def open_tree(path: Path) -> ArrayTree:
     """The arrays of the store at `path`. Raises `StoreError` where there is none."""
-    kind = kind_at(path)
+    kind = kind_at(path) if is_there(path) else None
     if kind is None:
         is_other = path.exists() and not path.is_dir()
         what = f"{path} is neither a Zarr folder nor an HDF5 file." if is_other else f"There is no store at {path}."

@@ -64,5 +64,10 @@ class ArrayTree(ABC):
     def delete(self, path: str) -> None:
         """Remove an array or a group with all below it; nothing happens where there is none."""
 
-    def remove_leftovers(self, older_than_seconds: float = 600.0) -> None:  # noqa: B027 (most backends leave none)
-        """Delete temporary files of killed writers. Younger ones may belong to a writer that is alive."""
+    def remove_leftovers(  # noqa: B027 (some backends leave none)
+        self, older_than_seconds: float = 600.0, path: str = "", *, deep: bool = True
+    ) -> None:
+        """Delete temporary files of killed writers at `path`, and below it where `deep`.
+
+        Younger ones may belong to a writer that is alive.
+        """

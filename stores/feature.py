@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -19,6 +20,7 @@ from stores.record import Record, command_for, repair_command
 
 HASH_BYTES = 16
 FLOAT16_MAX = 65504.0
+WIDENED = "_float32"  # is added to the name of an array whose numbers turned out to be beyond that
 
 MAX_NAME_BYTES = 240  # of a folder on usual file systems: 255, less what a temporary name needs
 
@@ -73,6 +75,11 @@ class Feature:
     @property
     def _vectors_path(self) -> str:
         return f"{self._path}/{self._facts['vectors']}"
+
+    @property
+    def first_dtype(self) -> np.dtype[Any]:
+        """What it was made with; numbers too large for it may have turned it to float32 since."""
+        return np.dtype(np.float16) if self._facts["vectors"].endswith(WIDENED) else self.dtype
 
     def chunks(self) -> list[range]:
         """The rows of each chunk, in order."""
@@ -228,17 +235,24 @@ class Feature:
             f"`{repair_command(self.name, self.record)}` writes them again."
         )
 
+    def remove_leftovers(self) -> None:
+        """Delete what a killed writer left in this feature: temporary files, arrays half widened, or no longer used."""
+        self._tree.remove_leftovers(older_than_seconds=0, path=self._path)
+        for kind in ("vectors", "frames"):
+            for name in {kind, kind + WIDENED} - {self._facts.get(kind)}:
+                self._tree.delete(self.array_path(name))
+
     def _widen_to_float32(self) -> None:
         narrow = {kind: self._facts[kind] for kind in ("vectors", "frames") if self._facts.get(kind)}
         for kind, name in narrow.items():
-            old, new = self.array_path(name), self.array_path(f"{kind}_float32")
+            old, new = self.array_path(name), self.array_path(kind + WIDENED)
             shape, _, chunk_rows = self._tree.layout(old)
             stored = self._tree.stored_chunks(old)
             self._tree.create(new, shape, np.dtype(np.float32), chunk_rows)
             for number, chunk in enumerate(self.chunks()):
                 if number in stored:
                     self._tree.write(new, chunk.start, self._tree.read(old, chunk.start, chunk.stop).astype(np.float32))
-        self._facts |= {kind: f"{kind}_float32" for kind in narrow}
+        self._facts |= {kind: kind + WIDENED for kind in narrow}
         self._tree.set_attributes(self._path, self._facts)  # from here on the wide arrays are the feature's
         for name in narrow.values():
             self._tree.delete(self.array_path(name))

@@ -15,6 +15,7 @@ What is promised
 * A write is atomic. HDF5 by itself may leave a file in two when it is killed; here each write is one step of a journal
   (`stores/journal.py`), for a reader as for a killed process. Values come before statuses, as in every backend.
 * Processes may share the file: they wait for each other, write by write.
+* A full disk is told. HDF5 itself crashes on one; it never learns of it here (`stores/full_disk.py`).
 
 What is not
 -----------
@@ -40,6 +41,7 @@ from stores.appear import appearing
 from stores.base import STRING, ArrayTree, Attributes
 from stores.claim import claims_of
 from stores.errors import DamagedStore, StoreError, disk_message, disk_told
+from stores.full_disk import WrittenThrough
 from stores.journal import JournaledFile
 
 LIBVER = ("v110", "v110")  # checksums on all metadata, and no newer a library than that to read it
@@ -135,8 +137,9 @@ class Hdf5Tree(ArrayTree):
             if path in file:
                 del file[path]
 
-    def remove_leftovers(self, older_than_seconds: float = 600.0) -> None:
-        self._journaled.remove_leftovers(older_than_seconds)
+    def remove_leftovers(self, older_than_seconds: float = 600.0, path: str = "", *, deep: bool = True) -> None:
+        if deep and not path:  # the file as a whole has them
+            self._journaled.remove_leftovers(older_than_seconds)
 
     @contextmanager
     def _reading(self) -> Iterator[h5py.File]:
@@ -187,16 +190,18 @@ class Hdf5Tree(ArrayTree):
 class _NewHdf5Tree(Hdf5Tree):
     """A file that nobody knows of yet: it stays open, and needs no journal."""
 
-    def __init__(self, path: Path, file: h5py.File):
+    def __init__(self, path: Path, file: h5py.File, stream: WrittenThrough):
         self.path = path
         self.location = str(path)
         self._journaled = JournaledFile(path)
         self._file = file
+        self._stream = stream
 
     @contextmanager
     def _reading(self) -> Iterator[h5py.File]:
-        with disk_told(self.location), self._told():
+        with self._told():
             yield self._file
+        _raise_refusal(self._stream, self.path)
 
     _writing = _reading
 
@@ -211,8 +216,17 @@ def new_hdf5_tree(path: Path, *, replace: bool = False) -> Iterator[Hdf5Tree]:
     with appearing(path, _is_store, replace=replace) as partial:
         if not path.exists():
             JournaledFile(path).journal.unlink(missing_ok=True)  # of a file that somebody deleted
-        with h5py.File(partial, "w", libver=LIBVER) as file:
-            yield _NewHdf5Tree(partial, file)
+        with disk_told(partial), partial.open("w+b", buffering=0) as raw:
+            stream = WrittenThrough(raw)  # type: ignore[arg-type]
+            with h5py.File(stream, "w", libver=LIBVER) as file:
+                yield _NewHdf5Tree(partial, file, stream)
+            _raise_refusal(stream, partial)
+
+
+def _raise_refusal(stream: WrittenThrough, path: Path) -> None:
+    if stream.refused is not None:
+        with disk_told(path):
+            raise stream.refused
 
 
 def _is_store(path: Path) -> bool:

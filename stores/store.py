@@ -108,12 +108,16 @@ class Store:
     def update(
         self, segments: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray], source: Mapping[str, Any]
     ) -> None:
-        """Renew columns, labels and source of the same segments; splits and features stay."""
+        """Renew columns, labels and source of the same segments; splits and features stay.
+
+        What stands as it should is not touched: killed in between, a store has lost no ids and no groups, and the same
+        call does the rest.
+        """
         assert np.array_equal(segments["id"], self.ids)
-        gone = set(self.label_names()) - set(labels)
         _put_columns(self.tree, segments, labels, self.chunk_rows)
-        for name in gone:
-            self.tree.delete(f"labels/{quoted(name)}")
+        for group, columns in (("segments", segments), ("labels", labels)):
+            for name in set(self.tree.children(group)) - {quoted(column) for column in columns}:
+                self.tree.delete(f"{group}/{name}")
         _put_facts(self.tree, self.n_segments, self.chunk_rows, source)
         self._facts = self.tree.attributes("")
         self.source = source
@@ -234,11 +238,15 @@ class Store:
         return Feature(self.tree, name)
 
     def open_feature(self, name: str, record: Record, **creation: Any) -> Feature:
-        """The feature of that name, made where there is none. Raises `RecordMismatch` where another wrote it."""
+        """The feature of that name, made where there is none. Raises `RecordMismatch` where another wrote it.
+
+        To be called while `writing` it: what a killed writer left there is removed.
+        """
         if name not in self.features():
             return self.create_feature(name, record, **creation)
         feature = self.feature(name)
         check_same(name, feature.record, record)
+        feature.remove_leftovers()
         return feature
 
     @contextmanager
@@ -247,6 +255,9 @@ class Store:
         with claimed(self.tree.claims, name):
             if self.tree.attributes("") != self._facts:  # rows may be others than they were
                 raise StoreError(f"{self.tree.location} was written anew just now. Give the same command again.")
+            if self.tree.claims is not None and len(list(self.tree.claims.glob("*.claim"))) == 1:
+                for node in ("", "features", f"features/{quoted(name.partition('/')[0])}"):  # no other feature's writer
+                    self.tree.remove_leftovers(older_than_seconds=0, path=node, deep=False)
             yield
 
     def delete_feature(self, name: str) -> None:
@@ -265,13 +276,25 @@ def _put_columns(
     for group, columns in (("segments", segments), ("labels", labels)):
         for name, values in columns.items():
             assert len(values) == len(segments["id"]), f"{group}/{name} has {len(values)} rows"
-            _put(tree, f"{group}/{quoted(name)}", values, chunk_rows)
+            if not _stands(tree, f"{group}/{quoted(name)}", values):
+                _put(tree, f"{group}/{quoted(name)}", values, chunk_rows)
         tree.set_attributes(group, {"columns": list(columns)})
 
 
 def _put_facts(tree: ArrayTree, n_segments: int, chunk_rows: int, source: Mapping[str, Any]) -> None:
     facts = {"format": FORMAT, "n_segments": n_segments, "chunk_rows": chunk_rows, "source": dict(source)}
     tree.set_attributes("", facts)
+
+
+def _stands(tree: ArrayTree, path: str, values: np.ndarray) -> bool:
+    """Whether an array is there already, and whole."""
+    try:
+        stored = read_whole(tree, path)
+    except StoreError:
+        return False
+    if stored.dtype != values.dtype or stored.shape != values.shape:
+        return False
+    return bool((stored == values).all()) if values.dtype.kind == "T" else stored.tobytes() == values.tobytes()
 
 
 def _put(tree: ArrayTree, path: str, values: np.ndarray, chunk_rows: int) -> None:

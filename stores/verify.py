@@ -6,7 +6,7 @@ does not match its fingerprint, an array that is not as long as the store, a col
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import unquote
@@ -21,6 +21,8 @@ from stores.store import Store
 
 LISTED = ("segments", "labels")  # groups whose attributes list their columns
 RECORD = "record"  # in the place of an array's name
+NAMES = "names"  # likewise: which arrays and groups a group has
+FEATURES = "features"
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ def verify(store: Store) -> Iterator[Damage]:
     """Every damaged chunk of the store, in reading order. Nothing is changed."""
     for group in ("segments", "labels", "splits", "alignment"):
         yield from _verify_columns(store, group)
-    for slot in store.tree.children("features"):
-        for encoder in store.tree.children(f"features/{slot}"):
+    for slot in (yield from _children(store, "features", FEATURES)):
+        for encoder in (yield from _children(store, f"features/{slot}", f"{FEATURES}/{unquote(slot)}")):
             yield from _verify_node(store, f"features/{slot}/{encoder}", f"{unquote(slot)}/{unquote(encoder)}")
 
 
@@ -68,7 +70,7 @@ def verify_feature(store: Store, feature: Feature) -> Iterator[Damage]:
         if not is_status:
             with suppress(StoreError):  # told already
                 written |= tree.stored_chunks(path)
-    for array in tree.children(feature.array_path("state")):
+    for array in (yield from _children(store, feature.array_path("state"), feature.name)):
         yield from _verify_array(tree, feature.array_path(f"state/{array}"), feature.name, None, needed=None)
 
 
@@ -81,6 +83,9 @@ def _remedy(store: Store, damage: Damage) -> str:
     group, _, name = damage.where.partition("/")
     if group == "splits":
         return f"cli split --name {unquote(name)} --replace deals the split {unquote(name)!r} anew."
+    if group == FEATURES and damage.array == NAMES:
+        of_slot = f" of {name}" if name else ""
+        return f"cli ingest DATA --replace makes the store anew. What features{of_slot} it had can no longer be read."
     if group == "alignment":
         return "cli align measures the alignment again."
     if group in ("segments", "labels"):
@@ -95,6 +100,15 @@ def _remedy(store: Store, damage: Damage) -> str:
         anew = command_for(feature.record)
         return f"{anew}{'' if anew.endswith('--replace') else ' --replace'} writes {damage.where} anew."
     return f"{repair_command(damage.where, feature.record)} writes the damaged rows of {damage.where} again."
+
+
+def _children(store: Store, path: str, where: str) -> Generator[Damage, None, list[str]]:
+    """The names below a group; none where they cannot be read, which is damage."""
+    try:
+        return store.tree.children(path)
+    except StoreError as error:
+        yield Damage(where, NAMES, None, 0, store.n_segments, _reason(error))
+        return []
 
 
 def _verify_columns(store: Store, group: str) -> Iterator[Damage]:

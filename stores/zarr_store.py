@@ -117,8 +117,8 @@ class ZarrTree(ArrayTree):
         (self.path / path / "zarr.json").unlink(missing_ok=True)
         shutil.rmtree(self.path / path, ignore_errors=True)
 
-    def remove_leftovers(self, older_than_seconds: float = 600.0) -> None:
-        for file in self.path.rglob("*.partial"):
+    def remove_leftovers(self, older_than_seconds: float = 600.0, path: str = "", *, deep: bool = True) -> None:
+        for file in (self.path / path).glob("**/*.partial" if deep else "*.partial"):
             if re.search(r"\.[0-9a-f]{32}\.partial$", file.name):  # zarr-python's `_atomic_write`
                 with suppress(FileNotFoundError):
                     if time.time() - file.stat().st_mtime >= older_than_seconds:

@@ -7,14 +7,20 @@ import os
 import resource
 import shutil
 import signal
+import tempfile
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from stores import open_store
+from stores.backends import new_tree
 from stores.errors import DiskError, disk_message
 from stores.verify import verify
+from tests.stores_contract import make_store
+from tests.test_import import user_table, write_parquet
 from tests.test_kill import every_file
 
 FIT = ("--target", "mood", "--seeds", "1", "--set", "training.bootstrap=100")
@@ -35,10 +41,9 @@ def files_no_larger_than(n_bytes: int):
 
 @pytest.mark.parametrize("store", ["features.zarr", "features.h5"])
 def test_ingest_and_featurize_say_so_leave_nothing_half_and_go_on(project, demo_data, run_cli, store):
-    if store == "features.zarr":  # HDF5's library itself crashes when it cannot write a new file: docs/guarantees.md
-        with files_no_larger_than(100):
-            told = run_cli("ingest", demo_data, "--store", store, code=2).output.splitlines()[-1]
-        assert store in told and "cannot be written: File too large" in told and not Path(store).exists()
+    with files_no_larger_than(100):
+        told = run_cli("ingest", demo_data, "--store", store, code=2).output.splitlines()[-1]
+    assert store in told and "cannot be written: File too large" in told and not list(Path().glob("*features*"))
     run_cli("ingest", demo_data, "--store", store)
     with files_no_larger_than(1000):
         told = run_cli(*ENCODE, "--store", store, code=2).output
@@ -49,6 +54,43 @@ def test_ingest_and_featurize_say_so_leave_nothing_half_and_go_on(project, demo_
     with files_no_larger_than(200):
         told = run_cli("fit", "--store", store, "--set", "training.epochs=1", *FIT, code=2).output.splitlines()[-1]
     assert "runs/" in told and "cannot be written: File too large" in told and not list(Path("runs").glob("[!.]*"))
+
+
+@pytest.mark.parametrize("store", ["features.zarr", "features.h5"])
+def test_an_import_and_a_copy_say_so_leave_nothing_half_and_go_on(project, run_cli, monkeypatch, store):
+    write_parquet(Path("vectors.parquet"), user_table(400, 32))
+    with files_no_larger_than(5000):
+        told = run_cli("import", "vectors.parquet", "--store", store, code=2).output.splitlines()[-1]
+    assert told.startswith(f"Error: {tempfile.gettempdir()} cannot be written: File too large")  # where vectors wait
+    monkeypatch.setattr(tempfile, "TemporaryFile", BytesIO)
+    with files_no_larger_than(5000):
+        told = run_cli("import", "vectors.parquet", "--store", store, code=2).output.splitlines()[-1]
+    assert store in told and "File too large" in told and not list(Path().glob("*features*"))
+    run_cli("import", "vectors.parquet", "--store", store)
+    whole = {feature: open_store(store)[feature].vectors().tobytes() for feature in open_store(store).features()}
+    more = ("import", "vectors.parquet", "--column", "lyric_embedding=text/more", "--store", store)
+    with files_no_larger_than(5000):
+        told = run_cli(*more, code=2).output
+    assert told.count("\n") == 1 and "File too large" in told and list(verify(open_store(store))) == []
+    run_cli(*more)
+    assert open_store(store)["text/more"].vectors().tobytes() == whole["text/lyric_embedding"]
+    with files_no_larger_than(5000):
+        told = run_cli("convert", store, f"copy-{store}", code=2).output
+    assert told.count("\n") == 1 and "File too large" in told and not list(Path().glob("*copy*"))
+    run_cli("convert", store, f"copy-{store}")
+
+
+def test_a_new_hdf5_store_is_whole_or_told_wherever_the_disk_ends(tmp_path):
+    """HDF5 itself crashes where a write fails, or reports success."""
+    path = tmp_path / "features.h5"
+    limits = (0, 1, 100, 700, 1500, 2047, 2500, 4000, 6000, 8000, 20_000, 50_000, 100_000, 200_000, 300_000)
+    for limit in limits:
+        with pytest.raises(DiskError, match="File too large"), files_no_larger_than(limit), new_tree(path) as tree:
+            make_store(tree, 2000, 256)
+            tree.create("x", (2000, 32), np.dtype("f4"), 256)
+            for start in range(0, 2000, 256):
+                tree.write("x", start, np.ones((min(256, 2000 - start), 32), "f4"))
+        assert not list(tmp_path.iterdir()), limit
 
 
 def test_a_disk_that_fills_at_any_write_ends_as_one_that_never_did(project, demo_data, run_cli, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from threading import Event
 
 import numpy as np
@@ -14,6 +15,7 @@ from featurize.audit import audit
 from featurize.encode import batches
 from featurize.encoders.base import Encoded, stack_vectors
 from featurize.extract import extract
+from featurize.limits import Limits
 from featurize.segments import RawAudio, UnreadableInput
 from featurize.workers import Failure, Preparer
 from stores.errors import DiskError
@@ -316,17 +318,21 @@ class Deadly(ToyEncoder):
             os._exit(9)
         if first == 77:
             time.sleep(60)
+        if first == 88:
+            np.ones(2**28)  # 2 GiB
         return super().prepare(raw)
 
 
-def test_worker_processes_give_the_same_and_survive_decoders_that_die_or_hang():
-    rows = [[1], [66], [2], [77], [-1], [3], []]
+def test_worker_processes_give_the_same_and_survive_decoders_that_die_hang_or_take_memory():
+    rows = [[1], [66], [2], [77], [-1], [3], [88]]
     raws = [(row, RawAudio(samples=np.asarray(x, "<f4").tobytes(), sample_rate_hz=1)) for row, x in enumerate(rows)]
-    with Preparer(Deadly(), workers=2, timeout_seconds=3) as preparer:
-        outcomes = dict(preparer.run(iter(raws[:6])))
-        assert list(outcomes) == [0, 1, 2, 3, 4, 5]  # in order
+    with Preparer(Deadly(), workers=2, limits=Limits(row_seconds=3, row_gib=1)) as preparer:
+        outcomes = dict(preparer.run(iter(raws)))
+        assert list(outcomes) == [0, 1, 2, 3, 4, 5, 6]  # in order
     assert "died" in outcomes[1].reason and "within 3 s" in outcomes[3].reason
     assert outcomes[4] == Failure("negative audio")
+    if sys.platform == "linux":
+        assert outcomes[6] == Failure("out of memory while preparing; at most 1 GiB are given to a row")
     np.testing.assert_array_equal([outcomes[row][0] for row in (0, 2, 5)], [1, 2, 3])
 
 

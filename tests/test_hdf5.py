@@ -22,7 +22,7 @@ from stores.feature import Status
 from stores.hdf5_store import Hdf5Tree, new_hdf5_tree
 from stores.journal import JournaledFile
 from stores.store import Split
-from stores.verify import verify
+from stores.verify import remedies, verify
 from tests.stores_contract import RECORD, make_store, write
 from tests.toys import ToyEncoder, ToySource, toy_contents, toy_feature
 
@@ -66,6 +66,21 @@ def test_a_flipped_bit_anywhere_is_found_or_changes_nothing(store_path, tmp_path
         except StoreError:  # a DamagedStore; or the signature itself was hit
             found += 1
     assert found > FLIPS / 2
+
+
+def test_verify_lists_all_damage_also_where_names_are_lost(store_path):
+    with h5py.File(store_path) as file:
+        at = [h5py.h5o.get_info(file[name].id).addr for name in ("features/audio", "labels/mood", "segments")]
+    content = bytearray(store_path.read_bytes())
+    for address in at:
+        content[address + 12] ^= 1
+    store_path.write_bytes(content)
+    store = open_store(store_path)
+    damages = list(verify(store))
+    found = {damage.where: damage.array for damage in damages}
+    assert found == {"segments": "attributes", "labels/mood": "mood", "features/audio": "names"}
+    assert all("checksum" in damage.reason for damage in damages)
+    assert [line.partition(" makes")[0] for line in remedies(store, damages)][-1] == "cli ingest DATA --replace"
 
 
 def test_a_block_of_zeros_is_damage_not_zeros(store_path):

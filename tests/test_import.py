@@ -18,6 +18,7 @@ from featurize.sources.vectors import open_vectors
 from stores import open_store
 from stores.feature import Status
 from stores.verify import verify
+from tests.test_kill import every_file
 
 FAST = ("--set", "training.epochs=2", "--set", "training.bootstrap=100", "--seeds", "1", "--no-baselines")
 N, WIDTH = 40, 6
@@ -277,6 +278,67 @@ def test_rows_that_a_flag_rules_out_may_hold_anything(imported, run_cli):
     assert not open_store("features.zarr")["text/other"].present[0]
 
 
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("store_name", ["features.zarr", "features.h5"])
+@pytest.mark.parametrize("widened", [False, True])
+def test_the_same_command_goes_on_where_an_import_was_killed(imported, run_cli, monkeypatch, store_name, widened):
+    """At each write in turn; `benchmarks/kills.py` has the signals."""
+    columns = user_table(seed=1)
+    if widened:
+        columns["lyric_embedding"] = pa.array([[1e5 * (row == 31)] * WIDTH for row in range(N)], pa.list_(pa.float32()))
+    write_parquet(imported / "more.parquet", columns)
+    options = ("--column", "lyric_embedding=text/a", "--column", "concept_embedding=concept/b")
+    command = ("import", "more.parquet", *options, "--store", store_name, "--json")
+    if store_name.endswith("h5"):
+        run_cli("convert", "features.zarr", store_name)
+    tree = type(open_store(store_name).tree)
+    run_cli(*command)
+    whole, left = contents(store_name), [10**6]
+
+    def killed(original):
+        def write(*arguments, **options):
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            return original(*arguments, **options)
+
+        return write
+
+    for name in ("write", "create", "set_attributes", "delete"):
+        monkeypatch.setattr(tree, name, killed(getattr(tree, name)))
+    for stop in range(1, 60, 3):
+        left[0] = 10**6
+        store = open_store(store_name)
+        for name in ("text/a", "concept/b"):
+            store.delete_feature(name)
+        left[0] = stop
+        try:
+            run_cli(*command)
+        except Killed:
+            left[0] = 10**6
+            run_cli(*command)
+        else:
+            assert left[0] >= 0 and stop > 20
+            break
+        assert contents(store_name) == whole
+    left[0] = 10**6
+    features = json.loads(run_cli(*command).output)["features"]
+    assert [feature["unchanged"] for feature in features] == [True, True]
+
+
+def contents(store_name: str) -> dict[str, bytes] | list[str]:
+    """Every byte of a Zarr store; every value of an HDF5 file, whose bytes tell its history."""
+    if store_name.endswith("zarr"):
+        return every_file(Path(store_name))
+    tree = open_store(store_name).tree
+    names = [f"features/{name}" for name in ("text/a", "concept/b")]
+    arrays = [f"{name}/{array}" for name in names for array in tree.children(name)]
+    return [f"{path}: {tree.read(path)!r}" for path in arrays]
+
+
 def test_names_are_chosen_and_mistakes_in_them_explained(imported, run_cli):
     for arguments, told in (
         (["--column", "lyric=text/x"], "--column: no vectors of column 'lyric' are imported"),
@@ -287,7 +349,7 @@ def test_names_are_chosen_and_mistakes_in_them_explained(imported, run_cli):
         (["--ids", "song"], "no column song to join it by"),
         (["--ids", "song_id"], "ids of song_id are there more than once"),
         (
-            [],
+            ["--dtype", "float32"],
             "text/lyric_embedding already. Keep both with --column lyric_embedding=text/NAME, or pass --replace",
         ),
         (["--column", "lyric_embedding=a/x", "--column", "concept_embedding=a/x"], "Two columns would become a/x"),

@@ -520,7 +520,7 @@ def test_hostile_sizes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     refused(midi_events, "MAX_BYTES_MIDO", 10, clipped, "mido: not tried, the tracks have 16 bytes")
     refused(midi_events, "MAX_HIGH_RUN_MIDO", 0, clipped, "mido: not tried, more than 0 bytes in a row are above 127")
     refused(midi_chunks, "MAX_TRACKS", 1, WHOLE, "more than 1 tracks")
-    refused(midi_chunks, "MAX_FILE_BYTES", 10, WHOLE, "bytes; at most 10 are read")
+    refused(midi_chunks, "MAX_MIDI_BYTES", 10, WHOLE, "bytes; at most 10 are read")
 
 
 def test_a_file_without_notes_is_no_error() -> None:

@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from featurize.limits import MAX_MIDI_BYTES
 from featurize.midi import MAX_DURATION_SECONDS, Score, read_midi
-from featurize.midi_chunks import MAX_FILE_BYTES, MAX_TRACKS, split_chunks
+from featurize.midi_chunks import MAX_TRACKS, split_chunks
 from featurize.midi_events import NOTE_FIELDS, Events, read_with_mido, read_with_symusic
 from featurize.piano_roll import piano_roll
 from featurize.segments import RawMidi, UnreadableInput
@@ -123,8 +124,8 @@ def bombs() -> dict[str, bytes]:
         "a text that claims 256 MiB": smf(b"\x00\xff\x01" + FAR + b"text" + END_OF_TRACK),
         "tempo changes": smf(b"\x01\xff\x51\x03\x00\x00\x01" * 1_000_000 + END_OF_TRACK),
         "markers": smf(b"\x00\xff\x06\x01m" * 1_000_000 + END_OF_TRACK),
-        "the largest file, of nothing": smf(bytes(MAX_FILE_BYTES - 22)),
-        "too large": smf(bytes(MAX_FILE_BYTES)),
+        "the largest file, of nothing": smf(bytes(MAX_MIDI_BYTES - 22)),
+        "too large": smf(bytes(MAX_MIDI_BYTES)),
         "bytes above 127 alone": smf(b"\xff" * 4_000_000),
         "headers alone": b"MThd" * 1_000_000,
     }

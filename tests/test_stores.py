@@ -134,12 +134,52 @@ def test_a_new_store_appears_whole_or_not_at_all(tmp_path):
     assert open_store(path).n_segments == 3 and [p.name for p in tmp_path.iterdir()] == ["features.zarr"]
 
 
+@pytest.mark.parametrize("killed", ["between the renames", "while the old one was removed"])
+def test_a_replacement_that_was_killed_is_finished(tmp_path, killed):
+    path = tmp_path / "features.zarr"
+    for name, n in ((".features.zarr.old", 10), (".features.zarr.partial", 3)):
+        with new_zarr_tree(tmp_path / name) as tree:
+            make_store(tree, n=n)
+    if killed != "between the renames":
+        (tmp_path / ".features.zarr.partial").rename(path)
+        (tmp_path / ".features.zarr.old" / "zarr.json").unlink()
+    assert open_store(path).n_segments == 3 and [p.name for p in tmp_path.iterdir()] == ["features.zarr"]
+
+
 def test_a_folder_that_is_no_store_is_not_replaced(tmp_path):
     (tmp_path / "precious").mkdir()
     with pytest.raises(StoreError, match="not a store"), new_zarr_tree(tmp_path / "precious", replace=True):
         pass
     with pytest.raises(StoreError, match="cli ingest"):
         open_store(tmp_path / "precious")
+
+
+@pytest.mark.parametrize("backend", ["features.zarr", "features.h5"])
+def test_a_renewal_that_is_killed_at_any_write_costs_no_ids_and_no_groups(tmp_path, monkeypatch, backend):
+    """It once wrote all columns anew: killed, it left a store that nobody could tell the rows of."""
+    with new_tree(tmp_path / backend) as tree:
+        make_store(tree)
+    store = open_store(tmp_path / backend)
+    segments = {name: store.segment_column(name) for name in store.segment_columns()}
+    labels = {"new": np.arange(10.0), "soft": store.label("soft") + 1}
+    original, left = type(store.tree).create, [0]
+
+    def killed(*arguments):
+        original(*arguments)  # and nothing is written into it
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(store.tree), "create", killed)
+    for more in range(len(labels)):
+        left[0] = more
+        with pytest.raises(KeyboardInterrupt):
+            open_store(tmp_path / backend).update(segments, labels, store.source)
+        after = open_store(tmp_path / backend)
+        assert (after.ids == segments["id"]).all() and (after.groups == segments["group"]).all()
+    left[0] = 99
+    after.update(segments, labels, store.source)
+    assert open_store(tmp_path / backend).label_names() == list(labels) and list(verify(after)) == []
 
 
 def test_leftovers_of_a_killed_writer_are_removed(store, tmp_path):

@@ -13,7 +13,8 @@ from typing import Protocol
 import numpy as np
 
 from featurize.config import Scope
-from featurize.segments import Raw, RawAudio, RawMidi, RawText, UnreadableInput
+from featurize.limits import MAX_TEXT_BYTES
+from featurize.segments import Raw, RawAudio, RawMidi, RawText, UnreadableInput, read_limited
 from featurize.sources.table import SegmentTable
 
 FLAGS = {"text": "has_text", "audio": "has_audio", "midi": "has_midi"}
@@ -126,11 +127,7 @@ class Source:
         path = self.file(row, "text")
         if path is None:
             return None
-        try:
-            content = path.read_bytes()
-        except (OSError, ValueError) as error:  # ValueError: a NUL byte
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise UnreadableInput(f"cannot read {self.paths['text'][row]!r}: {reason}") from error
+        content = read_limited(path, MAX_TEXT_BYTES)
         try:
             return RawText(content.decode("utf-8-sig"))
         except UnicodeDecodeError:  # lyric collections of the 2000s; every byte string is valid in this codec
