@@ -10,7 +10,13 @@ from typing import Any
 
 import click
 
+from featurize.encoders import ENCODERS
 from featurize.project import Project, project_options
+from stores.completion import complete_labels, complete_splits, starting_with
+
+
+def complete_encoders(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    return starting_with(incomplete, ENCODERS)
 
 
 @click.command("ingest")
@@ -75,7 +81,7 @@ def ingest_command(project: Project, data: Path | None, check_only: bool, replac
 @click.option("--val", type=float, help="Share of validation segments.")
 @click.option("--test", type=float, help="Share of test segments.")
 @click.option("--folds", type=int, help="k-fold: writes NAME.0, NAME.1, …; each fold is test once.")
-@click.option("--stratify-by", help="The label whose classes are spread evenly.")
+@click.option("--stratify-by", shell_complete=complete_labels, help="The label whose classes are spread evenly.")
 @click.option("--seed", type=int)
 @click.option("--replace", is_flag=True, help="Make it anew where it exists; runs on the old one cannot be compared.")
 def split_command(project: Project, replace: bool, **options: Any) -> None:
@@ -98,6 +104,7 @@ def split_command(project: Project, replace: bool, **options: Any) -> None:
     "--encoder",
     "encoder_name",
     metavar="NAME|RUN:SLOT",
+    shell_complete=complete_encoders,
     help="Which encoder; `cli featurize --list` names them. Or one that `cli finetune` tuned, e.g. late-tuned:audio.",
 )
 @project_options
@@ -107,7 +114,12 @@ def split_command(project: Project, replace: bool, **options: Any) -> None:
 @click.option("--retry-failed", is_flag=True, help="Try failed rows again though their input is the same.")
 @click.option("--repair", is_flag=True, help="Look for damaged chunks first; encode their rows again, and no others.")
 @click.option("--option", "option_pairs", multiple=True, metavar="KEY=VALUE", help="An option of the encoder.")
-@click.option("--split", "split_name", help="The split whose training part an encoder is fitted on.")
+@click.option(
+    "--split",
+    "split_name",
+    shell_complete=complete_splits,
+    help="The split whose training part an encoder is fitted on.",
+)
 @click.option("--workers", type=click.IntRange(0), default=None, help="Processes that prepare. [default: all cores]")
 @click.option("--batch-size", type=click.IntRange(1), help="At most so many rows in a batch.")
 @click.option("--batch-budget", type=click.IntRange(1), help="Tokens or samples in a batch. [default: the encoder's]")
@@ -142,8 +154,6 @@ def featurize_command(
     Example:
       cli featurize --encoder mel_stats
     """
-    from featurize.encoders import ENCODERS
-
     if list_only:
         for name in ENCODERS:
             click.echo(name)

@@ -1,4 +1,4 @@
-"""A progress bar with rate and remaining time; plain lines where there is no terminal."""
+"""A progress bar with rate and remaining time; plain lines where there is no terminal, nothing with `--quiet`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
+from stores.console import is_quiet
+
 LINE_EVERY_SECONDS = 10.0
 
 
 @contextmanager
 def progress_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """Yields `update(done, total)`. Everything goes to stderr, so that stdout stays for results."""
+    if is_quiet():
+        yield _silent
+        return
     if not sys.stderr.isatty():
         yield _LinePrinter(title, unit)
         return
@@ -52,6 +57,10 @@ def named_progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
             update_bar(done, total)
 
         yield update
+
+
+def _silent(_done: int, _total: int) -> None:
+    pass
 
 
 class _LinePrinter:

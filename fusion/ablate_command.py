@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featurize.project import Project, project_options
+from fusion.completion import complete_fusion_list
 from fusion.table import interval_text, model_label, value_text
+from stores.completion import complete_features, complete_labels, complete_splits
+from stores.console import is_quiet
 
 LINEAR = "logistic regression"  # as in `fusion.shapley`, which would import torch
 
@@ -26,13 +29,37 @@ if TYPE_CHECKING:
 
 @click.command("ablate")
 @project_options
-@click.option("--fusion", "fusions", default="all", show_default=True, help="all, or a list such as late,gated.")
+@click.option(
+    "--fusion",
+    "fusions",
+    default="all",
+    show_default=True,
+    shell_complete=complete_fusion_list,
+    help="all, or a list such as late,gated.",
+)
 @click.option("--slots", default="all", show_default=True, help="all subsets of slots, or a list: text+audio,text.")
 @click.option("--seeds", type=click.IntRange(1), help="How many seeds to train. [default: training.seeds, 3]")
-@click.option("--split", "split_name", help="A split, or a set of folds made by `cli split --folds`.")
-@click.option("--target", "target_names", multiple=True, metavar="LABEL[:KIND]", help="What to predict; repeatable.")
 @click.option(
-    "--feature", "features", multiple=True, metavar="SLOT/NAME", help="Which feature fills a slot; repeatable."
+    "--split",
+    "split_name",
+    shell_complete=complete_splits,
+    help="A split, or a set of folds made by `cli split --folds`.",
+)
+@click.option(
+    "--target",
+    "target_names",
+    multiple=True,
+    metavar="LABEL[:KIND]",
+    help="What to predict; repeatable.",
+    shell_complete=complete_labels,
+)
+@click.option(
+    "--feature",
+    "features",
+    multiple=True,
+    metavar="SLOT/NAME",
+    shell_complete=complete_features,
+    help="Which feature fills a slot; repeatable.",
 )
 @click.option(
     "--name", default="default", show_default=True, help="Folder in ablations/; what it has is not run again."
@@ -206,7 +233,7 @@ def _live_table() -> Iterator[Progress]:
 
     Of the test part nothing is shown before the end: who watches it is tempted to stop when it pleases.
     """
-    if not sys.stderr.isatty():
+    if is_quiet() or not sys.stderr.isatty():
         from featurize.progress import progress_bar
 
         with progress_bar("ablate", "cells") as update:

@@ -9,16 +9,33 @@ from typing import Any
 
 import click
 
+from featurize.commands import complete_encoders
 from featurize.project import Project, project_options
+from fusion.completion import complete_fusions, complete_runs
+from stores.completion import complete_features, complete_labels, complete_splits
 
 FEW_GROUPS = 30  # below this a bootstrap over groups is rough
 
 
 @click.command("train-encoder")
-@click.option("--encoder", "encoder_name", required=True, help="Which encoder, e.g. mel_cnn.")
+@click.option(
+    "--encoder", "encoder_name", required=True, shell_complete=complete_encoders, help="Which encoder, e.g. mel_cnn."
+)
 @project_options
-@click.option("--target", "target_names", multiple=True, metavar="LABEL[:KIND]", help="What to predict; repeatable.")
-@click.option("--split", "split_name", help="The split whose training part it learns from. [default: split.name]")
+@click.option(
+    "--target",
+    "target_names",
+    multiple=True,
+    metavar="LABEL[:KIND]",
+    help="What to predict; repeatable.",
+    shell_complete=complete_labels,
+)
+@click.option(
+    "--split",
+    "split_name",
+    shell_complete=complete_splits,
+    help="The split whose training part it learns from. [default: split.name]",
+)
 @click.option("--option", "option_pairs", multiple=True, metavar="KEY=VALUE", help="An option of the encoder.")
 @click.option(
     "--objective",
@@ -99,13 +116,35 @@ def train_encoder_command(
 
 @click.command("fit")
 @project_options
-@click.option("--fusion", "strategy", help="late (default), gated, early, cross_attention, bottleneck or low_rank.")
-@click.option("--target", "target_names", multiple=True, metavar="LABEL[:KIND]", help="What to predict; repeatable.")
+@click.option(
+    "--fusion",
+    "strategy",
+    shell_complete=complete_fusions,
+    help="late (default), gated, early, cross_attention, bottleneck or low_rank.",
+)
+@click.option(
+    "--target",
+    "target_names",
+    multiple=True,
+    metavar="LABEL[:KIND]",
+    help="What to predict; repeatable.",
+    shell_complete=complete_labels,
+)
 @click.option("--slots", help="Which slots to use, e.g. text,audio. [default: all that have a feature]")
 @click.option(
-    "--feature", "features", multiple=True, metavar="SLOT/NAME", help="Which feature fills a slot; repeatable."
+    "--feature",
+    "features",
+    multiple=True,
+    metavar="SLOT/NAME",
+    shell_complete=complete_features,
+    help="Which feature fills a slot; repeatable.",
 )
-@click.option("--split", "split_name", help="A split, or a set of folds made by `cli split --folds`.")
+@click.option(
+    "--split",
+    "split_name",
+    shell_complete=complete_splits,
+    help="A split, or a set of folds made by `cli split --folds`.",
+)
 @click.option("--seeds", type=click.IntRange(1), help="How many seeds to train. [default: training.seeds, 3]")
 @click.option("--name", help="Name of the run. [default: the fusion's, numbered]")
 @click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
@@ -147,7 +186,7 @@ def fit_command(project: Project, as_json: bool, runs: Path, **options: Any) -> 
 
 
 @click.command("report")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=click.Path(path_type=Path), shell_complete=complete_runs)
 def report_command(run: Path) -> None:
     """Write RUN's report.html anew from what the run folder holds. RUN is a folder or a name in runs/.
 

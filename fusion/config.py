@@ -19,6 +19,7 @@ from featurize.config import FeaturizeConfig, ModelEncodersConfig, Section, Seed
 from featurize.errors import ConfigError
 
 DEFAULT_PATH = Path("config.yaml")
+FUSION_NAMES = ("late", "early", "cross_attention", "gated", "bottleneck", "low_rank")  # as in `fusion.modules`
 
 # Far beyond use: what is larger is a slip, and would fill the memory before it failed
 MAX_BATCH = 10_000_000

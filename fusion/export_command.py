@@ -7,9 +7,11 @@ from pathlib import Path
 
 import click
 
+from fusion.completion import complete_runs
+
 
 @click.command("export")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=click.Path(path_type=Path), shell_complete=complete_runs)
 @click.option(
     "--onnx", "path", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The ONNX file to write."
 )

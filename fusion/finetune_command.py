@@ -10,11 +10,17 @@ from typing import Any
 import click
 
 from featurize.project import Project, project_options
+from fusion.completion import complete_runs
 
 
 @click.command("finetune")
 @click.option(
-    "--from", "start", required=True, type=click.Path(path_type=Path), help="A run of cli fit: a folder, or its name."
+    "--from",
+    "start",
+    required=True,
+    type=click.Path(path_type=Path),
+    shell_complete=complete_runs,
+    help="A run of cli fit: a folder, or its name.",
 )
 @project_options
 @click.option("--unfreeze", metavar="SLOTS", help="Whose encoders learn, e.g. audio,midi. [default: all that can]")
