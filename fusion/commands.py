@@ -1,4 +1,4 @@
-"""`cli train-encoder`, `cli fit`, `cli report` and `cli config`: from segments or features to a result."""
+"""`cli train-encoder`, `cli fit` and `cli report`: from segments or features to a result."""
 
 from __future__ import annotations
 
@@ -198,20 +198,6 @@ def report_command(run: Path) -> None:
     from fusion.runs import open_run
 
     click.echo(f"Report: {write_report(open_run(run))}")
-
-
-@click.command("config")
-@project_options
-def config_command(project: Project) -> None:
-    """Show the configuration in force, as YAML: defaults, the file, and --set.
-
-    \b
-    Example:
-      cli config --set training.lr=3e-4
-    """
-    from fusion.config import dump_yaml
-
-    click.echo(dump_yaml(project.config), nl=False)
 
 
 def _with_options(config: Any, options: dict[str, Any]) -> Any:
