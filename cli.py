@@ -18,7 +18,7 @@ COMMANDS = {  # in the order of the work
     "demo": ("fusion.demo:demo_command", "Make a data set, run everything on it, end in a report."),
     "ingest": ("featurize.commands:ingest_command", "Check a dataset and make its store."),
     "import": ("featurize.import_command:import_command", "Take precomputed vectors into a store, by id."),
-    "inspect": ("stores.commands:inspect_command", "Show what a store holds."),
+    "inspect": ("featurize.inspect_command:inspect_command", "Say what will go wrong with raw data, or a store."),
     "verify": ("stores.commands:verify_command", "Read every chunk back against its checksum."),
     "convert": ("stores.commands:convert_command", "Copy a store to one HDF5 file, or to a Zarr folder."),
     "split": ("featurize.commands:split_command", "Deal segments to train, val and test by group."),

@@ -59,6 +59,18 @@ def named_progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
         yield update
 
 
+@contextmanager
+def steps(title: str) -> Iterator[Callable[[str], None]]:
+    """Yields `say(what)`: what is being done now, where there is a terminal to say it on."""
+    if is_quiet() or not sys.stderr.isatty():
+        yield lambda _what: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(title) as status:
+        yield lambda what: status.update(f"{title}: {what} …")
+
+
 def _silent(_done: int, _total: int) -> None:
     pass
 
