@@ -134,6 +134,9 @@ def split_command(project: Project, replace: bool, **options: Any) -> None:
 @click.option(
     "--audit", "audit_rows", type=click.IntRange(0), default=0, help="Encode so many rows again, and compare."
 )
+@click.option(
+    "--dry-run", is_flag=True, help="Say what there is to do, how long it takes and how large it is; no more."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def featurize_command(
     project: Project,
@@ -143,6 +146,7 @@ def featurize_command(
     option_pairs: tuple[str, ...],
     split_name: str | None,
     workers: int | None,
+    dry_run: bool,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -173,6 +177,13 @@ def featurize_command(
         options = {**configured_options(project.config, encoder_name), **parse_options(option_pairs)}
         encoder = open_encoder(encoder_name, options, trained=project.trained_encoders)
     check_sample_rate(project.config, encoder)
+    workers = os.cpu_count() or 1 if workers is None else workers
+    split_name = split_name or project.config.split.name
+    if dry_run:
+        _show_plan(
+            project, store, encoder, as_json, save_as=save_as, split_name=split_name, workers=workers, **settings
+        )
+        return
     try:
         with progress_bar(encoder_name, "segments") as progress:
             done = featurize(
@@ -180,8 +191,8 @@ def featurize_command(
                 project.open_source(store),
                 encoder,
                 save_as=save_as,
-                split_name=split_name or project.config.split.name,
-                workers=os.cpu_count() or 1 if workers is None else workers,
+                split_name=split_name,
+                workers=workers,
                 progress=progress,
                 **settings,
             )
@@ -215,6 +226,33 @@ def featurize_command(
         click.echo(f"  {done.new_rows:,} segments of the data are not in the store; `cli ingest` adds them.")
     if done.audit is not None:
         _show_audit(done.audit)
+
+
+def _show_plan(project: Project, store: Any, encoder: Any, as_json: bool, **settings: Any) -> None:
+    from featurize.dry_run import plan
+    from featurize.progress import duration, progress_bar
+
+    unplanned = {"repair": settings.pop("repair"), "audit": settings.pop("audit_rows")}
+    for option, value in unplanned.items():
+        if value:
+            raise click.UsageError(f"--dry-run does not look ahead at --{option}; leave one of them away.")
+    with progress_bar(f"{encoder.name} (dry run)", "segments") as progress:
+        found = plan(store, project.open_source(store), encoder, progress=progress, **settings)
+    if as_json:
+        click.echo(json.dumps(vars(found), indent=2))
+        return
+    stored = ", ".join(f"{count:,} {status}" for status, count in found.stored.items() if count)
+    click.echo(f"{found.feature}: {found.rows:,} segments, now {stored} ({found.width} x {settings['dtype']})")
+    click.echo(
+        f"  would encode {found.to_encode:,} different inputs, copy {found.copied:,} from equal ones, leave"
+        f" {found.unchanged:,} unchanged; {found.absent:,} absent, {found.unreadable:,} cannot be read"
+    )
+    if found.seconds is None:
+        click.echo("  time unknown: none of a sample can be encoded")
+    elif found.to_encode:
+        how = f"by encoding {found.sample:,} of them; {settings['workers']} processes prepare"
+        click.echo(f"  about {duration(found.seconds)}, measured {how}")
+    click.echo(f"  {found.n_bytes / 1e6:,.1f} MB in the store. Nothing was written.")
 
 
 def first_split(project: Project, store: Any, say: Any) -> str | None:

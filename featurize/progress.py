@@ -75,6 +75,15 @@ def _silent(_done: int, _total: int) -> None:
     pass
 
 
+def duration(seconds: float) -> str:
+    """`40 s`, `12 min`, `3.5 h`: as precisely as an estimate deserves."""
+    if seconds < 1:
+        return "less than 1 s"
+    if seconds < 120:
+        return f"{seconds:,.0f} s"
+    return f"{seconds / 60:,.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
+
+
 class _LinePrinter:
     def __init__(self, title: str, unit: str):
         self._title = title
@@ -93,5 +102,5 @@ class _LinePrinter:
         since, before = self._first
         if done > before and now > since:
             rate = (done - before) / (now - since)
-            line += f", {rate:,.1f}/s, about {(total - done) / rate:,.0f} s left"
+            line += f", {rate:,.1f}/s, about {duration((total - done) / rate)} left"
         print(line, file=sys.stderr, flush=True)

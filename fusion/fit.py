@@ -71,12 +71,9 @@ def fit(
     `split_name` may name a split or a set of folds. Raises `TriadError`s where something does not fit.
     """
     strategy = config.model.fusion.strategy
-    with_frames = fusion_class(strategy).reads_frames
     name = check_name(runs, name or free_name(runs, strategy), overwrite)
-    splits = open_splits(store, split_name or config.split.name)
-    data = load_segments(store, choose_features(store, config), with_frames=with_frames, allow_pending=allow_pending)
-    targets = load_targets(store, list(config.model.targets))
-    notes = check_encoders(store, data.features, splits, allow_leak) + gaps(data, targets, splits)
+    loaded = load_inputs(store, config, split_name, allow_pending=allow_pending, allow_leak=allow_leak)
+    data, targets, splits, notes = loaded.data, loaded.targets, loaded.splits, loaded.notes
 
     with new_run(runs, name) as folder:
         key = training_key(store, data, targets, splits, config)
@@ -123,6 +120,28 @@ def fit(
 
         write_report(folder)
     return Run(runs / name, metrics)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is trained on, checked. notes: what the reader of the result must know."""
+
+    data: SegmentData
+    targets: list[Target]
+    splits: list[Split]
+    notes: list[str]
+
+
+def load_inputs(
+    store: Store, config: Config, split_name: str | None, *, allow_pending: bool = False, allow_leak: bool = False
+) -> Inputs:
+    """Features, labels and splits of a `fit`. Raises `TriadError`s where something does not fit."""
+    with_frames = fusion_class(config.model.fusion.strategy).reads_frames
+    splits = open_splits(store, split_name or config.split.name)
+    data = load_segments(store, choose_features(store, config), with_frames=with_frames, allow_pending=allow_pending)
+    targets = load_targets(store, list(config.model.targets))
+    notes = check_encoders(store, data.features, splits, allow_leak) + gaps(data, targets, splits)
+    return Inputs(data, targets, splits, notes)
 
 
 @dataclass(frozen=True)

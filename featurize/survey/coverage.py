@@ -5,7 +5,7 @@ Classes are the values of a categorical label; of a number, each part's mean and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ FEWEST_GROUPS = 3  # one for each part of a split
 TELLING = 0.3  # so far may a class's share of a modality be from all others' before missingness tells the label
 FEWEST_TOLD = 10  # segments of a class, below which a share is chance
 LOPSIDED = 0.9
-NUMBERS = {"mean": np.mean, "deviation": np.std, "min": np.min, "max": np.max}
+NUMBERS: dict[str, Callable[[np.ndarray], Any]] = {"mean": np.mean, "deviation": np.std, "min": np.min, "max": np.max}
 PARTS = (Part.TRAIN, Part.VAL, Part.TEST)
 
 
