@@ -230,7 +230,7 @@ def featurize_command(
 
 def _show_plan(project: Project, store: Any, encoder: Any, as_json: bool, **settings: Any) -> None:
     from featurize.dry_run import plan
-    from featurize.progress import duration, progress_bar
+    from featurize.progress import duration, progress_bar, size
 
     unplanned = {"repair": settings.pop("repair"), "audit": settings.pop("audit_rows")}
     for option, value in unplanned.items():
@@ -252,7 +252,7 @@ def _show_plan(project: Project, store: Any, encoder: Any, as_json: bool, **sett
     elif found.to_encode:
         how = f"by encoding {found.sample:,} of them; {settings['workers']} processes prepare"
         click.echo(f"  about {duration(found.seconds)}, measured {how}")
-    click.echo(f"  {found.n_bytes / 1e6:,.1f} MB in the store. Nothing was written.")
+    click.echo(f"  {size(found.n_bytes)} in the store. Nothing was written.")
 
 
 def first_split(project: Project, store: Any, say: Any) -> str | None:

@@ -77,11 +77,17 @@ def _silent(_done: int, _total: int) -> None:
 
 def duration(seconds: float) -> str:
     """`40 s`, `12 min`, `3.5 h`: as precisely as an estimate deserves."""
-    if seconds < 1:
-        return "less than 1 s"
     if seconds < 120:
-        return f"{seconds:,.0f} s"
+        return f"{max(1, seconds):,.0f} s"
     return f"{seconds / 60:,.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
+
+
+def size(n_bytes: float) -> str:
+    """`40 kB`, `12.5 MB`, `3.4 GB`."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
+        if n_bytes >= factor:
+            return f"{n_bytes / factor:,.1f} {unit}"
+    return f"{n_bytes / 1e3:,.0f} kB"
 
 
 class _LinePrinter:

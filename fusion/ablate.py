@@ -77,11 +77,12 @@ class Opened:
     features: dict[str, str]  # by slot
     notes: list[str]
 
+    def cells_of(self, model: Model, seeds: Sequence[int | None]) -> list[Cell]:
+        return _cells_of(model, seeds, len(self.cells.splits))
+
     def missing(self) -> list[Cell]:
         """Cells that have no file yet, model by model."""
-        wanted = [
-            cell for model, seeds in self.grid.items() for cell in _cells_of(model, seeds, len(self.cells.splits))
-        ]
+        wanted = [cell for model, seeds in self.grid.items() for cell in self.cells_of(model, seeds)]
         return [cell for cell in wanted if not self.cells.path(cell).is_file()]
 
 
@@ -112,7 +113,7 @@ def ablate(
     n_run = _run_missing(cells, grid, tables[0], workers, progress)
 
     for model, seeds in grid.items():
-        finished = {cell: cells.read(cell) for cell in _cells_of(model, seeds, len(splits))}
+        finished = {cell: cells.read(cell) for cell in opened.cells_of(model, seeds)}
         for of_target in tables:
             of_target.add(model, finished, cells.rows)
     found = [of_target.tables(fusions, max(chosen, key=len), data.slots) for of_target in tables]

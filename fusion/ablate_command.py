@@ -68,6 +68,7 @@ if TYPE_CHECKING:
 @click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that train.")
 @click.option("--allow-pending", is_flag=True, help="Count rows that are not featurized yet as missing.")
 @click.option("--allow-leak", is_flag=True, help="Accept encoders that saw labels of held-out groups; it is noted.")
+@click.option("--dry-run", is_flag=True, help="Say what there is to run and how long it takes; no more.")
 @click.option("--json", "as_json", is_flag=True, help="Print metrics.json.")
 def ablate_command(
     project: Project,
@@ -76,6 +77,7 @@ def ablate_command(
     seeds: int | None,
     target_names: tuple[str, ...],
     features: tuple[str, ...],
+    dry_run: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -93,21 +95,37 @@ def ablate_command(
 
     fit_options = {"strategy": None, "slots": None, "seeds": seeds, "target_names": target_names, "features": features}
     config = _with_options(project.config, fit_options)
+    options["fusions"] = None if fusions == "all" else _names(fusions, ",")
+    options["subsets"] = None if slots == "all" else [_names(subset, "+") for subset in _names(slots, ",")]
+    if dry_run:
+        _show_plan(project, config, options, as_json)
+        return
     with _live_table() as progress:
-        found = ablate(
-            project.open_store(),
-            config,
-            fusions=None if fusions == "all" else _names(fusions, ","),
-            subsets=None if slots == "all" else [_names(subset, "+") for subset in _names(slots, ",")],
-            progress=progress,
-            **options,
-        )
+        found = ablate(project.open_store(), config, progress=progress, **options)
     if as_json:
         click.echo(json.dumps(found.metrics, indent=2))
         return
     click.echo("\n".join(ablation_lines(found.metrics)))
     click.echo(f"\nTrain the best: {fit_line(found.metrics, config, click.get_current_context().params)}")
     click.echo(f"Tables: {found.folder}/*.csv and *.parquet   {found.n_run:,} of {found.n_cells:,} cells were run now")
+
+
+def _show_plan(project: Project, config: Any, options: dict[str, Any], as_json: bool) -> None:
+    from featurize.progress import duration, progress_bar
+    from fusion.dry_run import plan_ablation
+
+    with progress_bar("ablate (dry run)", "fusions") as progress:
+        plan = plan_ablation(project.open_store(), config, progress=progress, **options)
+    if as_json:
+        click.echo(json.dumps(vars(plan), indent=2))
+        return
+    click.echo(f"{options['ablations'] / options['name']}: {plan.cells:,} cells, {plan.finished:,} of them finished")
+    for model, n in plan.to_run.items():
+        click.echo(f"  {n:,} x {model} to run")
+    if plan.measured_by:
+        at_most = "where early stopping ends none; " if "epochs" in plan.measured_by else ""
+        click.echo(f"  about {duration(plan.seconds)} at most, {at_most}measured by {plan.measured_by}")
+    click.echo("  Nothing was written.")
 
 
 def fit_line(metrics: Mapping[str, Any], config: Any, options: Mapping[str, Any]) -> str:

@@ -152,8 +152,9 @@ def train_encoder_command(
 @click.option("--allow-pending", is_flag=True, help="Count rows that are not featurized yet as missing.")
 @click.option("--allow-leak", is_flag=True, help="Accept encoders that saw labels of held-out groups; the run says so.")
 @click.option("--overwrite", is_flag=True, help="Replace a run of the same name.")
+@click.option("--dry-run", is_flag=True, help="Say what there is to train and how long it takes; no more.")
 @click.option("--json", "as_json", is_flag=True, help="Print metrics.json.")
-def fit_command(project: Project, as_json: bool, runs: Path, **options: Any) -> None:
+def fit_command(project: Project, as_json: bool, dry_run: bool, runs: Path, **options: Any) -> None:
     """Train a fusion head on stored features, each slot alone and the baselines beside it, and write a run.
 
     \b
@@ -165,15 +166,13 @@ def fit_command(project: Project, as_json: bool, runs: Path, **options: Any) -> 
     from fusion.table import result_lines
 
     config = _with_options(project.config, options)
+    names = ("name", "split_name", "with_baselines", "overwrite", "allow_pending", "allow_leak")
+    settings = {"runs": runs, **{key: options[key] for key in names}}
+    if dry_run:
+        _show_plan(project, config, settings, as_json)
+        return
     with progress_bar("fit", "trainings") as progress:
-        run = fit(
-            project.open_store(),
-            config,
-            runs=runs,
-            progress=progress,
-            **{key: options[key] for key in ("name", "split_name", "with_baselines", "overwrite")},
-            **{key: options[key] for key in ("allow_pending", "allow_leak")},
-        )
+        run = fit(project.open_store(), config, progress=progress, **settings)
     if as_json:
         click.echo(json.dumps(run.metrics, indent=2))
         return
@@ -183,6 +182,23 @@ def fit_command(project: Project, as_json: bool, runs: Path, **options: Any) -> 
         click.echo(f"\nOnly {n_groups} test groups, hence the wide intervals. All groups are tested in turn with:")
         click.echo("  cli split --folds 5 --name cv && cli fit --split cv")
     click.echo(f"\nRun: {run.folder}   Report: {run.folder / 'report.html'}")
+
+
+def _show_plan(project: Project, config: Any, settings: dict[str, Any], as_json: bool) -> None:
+    from featurize.progress import duration, progress_bar, size
+    from fusion.dry_run import plan_fit
+
+    with progress_bar("fit (dry run)", "models") as progress:
+        plan = plan_fit(project.open_store(), config, progress=progress, **settings)
+    if as_json:
+        click.echo(json.dumps({**vars(plan), "seconds": plan.seconds}, indent=2))
+        return
+    n = sum(plan.trainings.values())
+    click.echo(f"{settings['runs'] / plan.run}: {n:,} trainings of at most {plan.epochs:,} epochs")
+    for model, n in plan.trainings.items():
+        click.echo(f"  {n:,} x {model}, {plan.seconds_per_epoch[model] * 1000:,.0f} ms an epoch (measured)")
+    click.echo(f"  at most {duration(plan.seconds)}, where early stopping ends none; baselines and report come on top")
+    click.echo(f"  {size(plan.n_bytes)} of weights. Nothing was written.")
 
 
 @click.command("report")

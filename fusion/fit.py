@@ -203,7 +203,7 @@ class _Job:
             rows["train"],
             rows["val"],
             self._config.model.fusion,
-            self._training_of(data),
+            training_of(self._config.training, data.slots, self._data.slots),
             seed,
             self._checkpoint(
                 f"{'-'.join(str(self._data.slots.index(slot)) for slot in data.slots)}.{number}.{seed}.pt"
@@ -221,14 +221,6 @@ class _Job:
             per_split = len(self._config.training.seeds) * (1 + len(self._alone))
             self._progress(self._done, per_split * len(self._splits))
         return trained
-
-    def _training_of(self, data: SegmentData) -> TrainingConfig:
-        """What is set for a slot that these data do not have is for another training."""
-        training = self._config.training
-        slots = {
-            slot: own for slot, own in training.slots.items() if slot in data.slots or slot not in self._data.slots
-        }
-        return training.model_copy(update={"slots": slots})
 
     def notes(self) -> list[str]:
         """A slot whose gradients outweigh all others' in the fusion's trainings, and what may help."""
@@ -273,6 +265,12 @@ class _Job:
         val_loss = trained.history[trained.best_epoch - 1]["val_loss"]
         if number == 0 and (not hasattr(self, "saved") or val_loss < self.saved.val_loss):
             self.saved = _Saved(split.name, seed, val_loss, trained)
+
+
+def training_of(training: TrainingConfig, slots: Sequence[str], all_slots: Sequence[str]) -> TrainingConfig:
+    """For a training on some of all slots: what is set for another slot is for another training."""
+    own = {slot: own for slot, own in training.slots.items() if slot in slots or slot not in all_slots}
+    return training.model_copy(update={"slots": own})
 
 
 def open_splits(store: Store, name: str) -> list[Split]:
