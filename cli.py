@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from stores.console import colour_setting, common_options, is_debugged, with_common_options
+from stores.console import HintingGroup, colour_setting, common_options, is_debugged, with_common_options
 
 COMMANDS = {  # in the order of the work
     "demo": ("fusion.demo:demo_command", "Make a data set, run everything on it, end in a report."),
@@ -47,7 +47,7 @@ class UserMistake(click.ClickException):
         click.echo(f"{word} {self.format_message()}", file=file, err=file is None, color=self.show_color)
 
 
-class LazyGroup(click.Group):
+class LazyGroup(HintingGroup):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
@@ -57,15 +57,6 @@ class LazyGroup(click.Group):
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
         command: click.Command = getattr(import_module(module), attribute)
         return with_common_options(command, result_is_output=cmd_name in RESULT_IS_OUTPUT)
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        from difflib import get_close_matches
-
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            near = get_close_matches(args[0], COMMANDS, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(COMMANDS)}."
-            raise click.UsageError(f"There is no command {args[0]!r}.{hint}")
-        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

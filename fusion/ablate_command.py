@@ -125,6 +125,8 @@ def _show_plan(project: Project, config: Any, options: dict[str, Any], as_json: 
     if plan.measured_by:
         at_most = "where early stopping ends none; " if "epochs" in plan.measured_by else ""
         click.echo(f"  about {duration(plan.seconds)} at most, {at_most}measured by {plan.measured_by}")
+    if plan.not_measured:
+        click.echo(f"  not counted: {', '.join(plan.not_measured)}")
     click.echo("  Nothing was written.")
 
 

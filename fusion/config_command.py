@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from featurize.project import Project, project_options
-from stores.console import tinted
+from stores.console import HintingGroup, tinted
 
 
 @click.command()
@@ -26,7 +26,7 @@ def _print_where_nothing_follows(context: click.Context, /, **options: Any) -> N
         context.invoke(_print, **options)
 
 
-config_command = click.Group(
+config_command = HintingGroup(
     "config",
     callback=_print_where_nothing_follows,
     params=_print.params,

@@ -55,6 +55,7 @@ class AblationPlan:
     to_run: dict[str, int]  # by model
     seconds: float
     measured_by: str
+    not_measured: list[str]  # baselines of which no cell is finished
 
 
 def plan_fit(
@@ -137,7 +138,8 @@ def plan_ablation(
     total = sum(n * seconds.get(model, 0.0) for model, n in to_run.items()) / max(1, workers)
     by = [*(["epochs"] if unknown else []), *(["finished cells"] if set(to_run) & set(known) else [])]
     n_cells = sum(map(len, opened.grid.values())) * len(cells.splits)
-    return AblationPlan(n_cells, n_cells - len(missing), dict(to_run), total, " and ".join(by))
+    not_measured = [model for model in to_run if model not in seconds]
+    return AblationPlan(n_cells, n_cells - len(missing), dict(to_run), total, " and ".join(by), not_measured)
 
 
 def _seconds_per_epoch(trained: Trained) -> float:

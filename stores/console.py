@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from functools import wraps
@@ -16,8 +17,24 @@ from typing import Any
 
 import click
 
+from stores.errors import TriadError
+
 QUIET, DEBUG = "triad.quiet", "triad.debug"  # in the `meta` that all contexts of one call share
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
+
+
+class HintingGroup(click.Group):
+    """A group that names the nearest command where there is none of that name."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        from difflib import get_close_matches
+
+        known = self.list_commands(ctx)
+        if args and args[0] not in known and not args[0].startswith("-"):
+            near = get_close_matches(args[0], known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(known)}."
+            raise click.UsageError(f"There is no command {args[0]!r}.{hint}", ctx)
+        return super().resolve_command(ctx, args)
 
 
 def with_common_options(command: click.Command, *, result_is_output: bool = False) -> click.Command:
@@ -51,6 +68,18 @@ def is_quiet() -> bool:
 
 def is_debugged() -> bool:
     return _said(DEBUG)
+
+
+def confirm(loss: str, yes: bool) -> None:
+    """Ask before something goes that no option named. Raises `TriadError` where nobody can answer.
+
+    loss: one sentence that says what goes.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise TriadError(f"{loss}\nIf that is meant: --yes")
+    click.confirm(f"{loss} Go on?", abort=True, err=True)
 
 
 def colour_setting(context: click.Context) -> bool | None:
