@@ -7,6 +7,7 @@ says how large it was.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from stores.store import Split, Store
 
 SAMPLE = 64  # segments whose audio or MIDI is decoded
 SPLITS_SHOWN = 5
+LABELS_WATCHED = 8  # where no target is configured: a table may have dozens of columns
 
 __all__ = ["SAMPLE", "Survey", "survey_source", "survey_store"]
 
@@ -46,10 +48,11 @@ def survey_source(
     found = check_source(source, config.data, config.model.targets)
     survey = Survey(list(found.problems))
     ids, groups = np.array(found.segments["id"]), np.array(found.segments["group"])
-    survey_coverage(survey, ids, groups, found.presence, found.labels)
+    watched = _to_watch(found.labels, config)
+    survey_coverage(survey, ids, groups, found.presence, watched)
     if not found.errors:
-        for split in _planned_splits(survey, groups, found.labels, config):
-            survey_split(survey, ids, groups, split, _classes_to_watch(found.labels, config))
+        for split in _planned_splits(survey, groups, found.labels, next(iter(watched), None), config):
+            survey_split(survey, ids, groups, split, watched)
     say("lyrics")
     lyrics = survey_lyrics(survey, source)
     say("audio")
@@ -68,7 +71,7 @@ def survey_store(store: Store, config: FeaturizeConfig, features: Mapping[str, A
     """What a store shows of its segments, labels, splits and features. features: of `stores.inspect.summarize`."""
     survey = Survey([])
     ids, groups = store.ids, store.groups
-    labels = {name: store.label(name) for name in store.label_names()}
+    watched = _to_watch({name: store.label(name) for name in store.label_names()}, config)
     presence = {
         slot: np.logical_or.reduce([store.feature(name).present for name in store.features() if _slot(name) == slot])
         for slot in sorted({_slot(name) for name in store.features()})
@@ -80,9 +83,9 @@ def survey_store(store: Store, config: FeaturizeConfig, features: Mapping[str, A
             if name.startswith("has_")
         }
     survey.of_features(features)
-    survey_coverage(survey, ids, groups, presence, labels)
+    survey_coverage(survey, ids, groups, presence, watched)
     for name in store.splits()[:SPLITS_SHOWN]:
-        survey_split(survey, ids, groups, store.split(name), _classes_to_watch(labels, config))
+        survey_split(survey, ids, groups, store.split(name), watched)
     survey.sort()
     return survey
 
@@ -92,11 +95,14 @@ def _slot(feature: str) -> str:
 
 
 def _planned_splits(
-    survey: Survey, groups: np.ndarray, labels: Mapping[str, np.ndarray], config: FeaturizeConfig
+    survey: Survey,
+    groups: np.ndarray,
+    labels: Mapping[str, np.ndarray],
+    first_target: str | None,
+    config: FeaturizeConfig,
 ) -> list[Split]:
     """The split that `cli ingest` would make, in memory."""
-    watched = _classes_to_watch(labels, config)
-    by = config.split.stratify_by or next(iter(watched), None)
+    by = config.split.stratify_by or first_target
     settings = config.split.model_copy(update={"stratify_by": by, "folds": None})
     try:
         return make_splits(groups, labels.get(by) if by else None, settings)
@@ -105,11 +111,9 @@ def _planned_splits(
         return []
 
 
-def _classes_to_watch(labels: Mapping[str, np.ndarray], config: FeaturizeConfig) -> dict[str, np.ndarray]:
-    """The labels that are targets; all that could be where none is configured."""
+def _to_watch(labels: Mapping[str, np.ndarray], config: FeaturizeConfig) -> dict[str, np.ndarray]:
+    """The labels that are targets; where none is configured, the first few that could be."""
     wanted = [column for target in config.model.targets for column in target.columns or [target.column or target.name]]
-    return {
-        name: values
-        for name, values in labels.items()
-        if (name in wanted if wanted else could_be_target(np.asarray(values)))
-    }
+    if wanted:
+        return {name: values for name, values in labels.items() if name in wanted}
+    return dict(islice(((name, v) for name, v in labels.items() if could_be_target(v)), LABELS_WATCHED))
