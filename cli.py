@@ -1,7 +1,7 @@
 """The `cli` command: names, one line of help each, and where the command lives.
 
 Commands are imported when they are asked for, so that `cli --help` waits for no library. A user's mistake
-(`TriadError`) prints its message and exits 2; anything else is a bug and keeps its traceback.
+(`TriadError`) prints its message and exits 2, with `--debug` after its traceback; anything else is a bug and keeps it.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from typing import Any
 
 import click
 
+from stores.console import HintingGroup, colour_setting, common_options, is_debugged, with_common_options
+
 COMMANDS = {  # in the order of the work
     "demo": ("fusion.demo:demo_command", "Make a data set, run everything on it, end in a report."),
     "ingest": ("featurize.commands:ingest_command", "Check a dataset and make its store."),
     "import": ("featurize.import_command:import_command", "Take precomputed vectors into a store, by id."),
-    "inspect": ("stores.commands:inspect_command", "Show what a store holds."),
+    "inspect": ("featurize.inspect_command:inspect_command", "Say what will go wrong with raw data, or a store."),
     "verify": ("stores.commands:verify_command", "Read every chunk back against its checksum."),
     "convert": ("stores.commands:convert_command", "Copy a store to one HDF5 file, or to a Zarr folder."),
     "split": ("featurize.commands:split_command", "Deal segments to train, val and test by group."),
@@ -31,15 +33,21 @@ COMMANDS = {  # in the order of the work
     "leaks": ("fusion.leak_command:leaks_command", "Look for what leaks from train into val and test."),
     "finetune": ("fusion.finetune_command:finetune_command", "Train a run's encoders and its head together."),
     "report": ("fusion.commands:report_command", "Write a run's report.html anew."),
-    "config": ("fusion.commands:config_command", "Show the configuration in force."),
+    "config": ("fusion.config_command:config_command", "Write, show or describe the configuration."),
+    "completion": ("stores.completion:completion_command", "Teach your shell the names of everything."),
 }
+RESULT_IS_OUTPUT = {"inspect", "config", "completion"}  # what they print is all they do: --quiet leaves it
 
 
 class UserMistake(click.ClickException):
     exit_code = 2
 
+    def show(self, file: Any = None) -> None:
+        word = click.style("Error:", fg="red", bold=True)
+        click.echo(f"{word} {self.format_message()}", file=file, err=file is None, color=self.show_color)
 
-class LazyGroup(click.Group):
+
+class LazyGroup(HintingGroup):
     def main(self, *arguments: Any, **options: Any) -> Any:
         from stores.terminal import plain_output
 
@@ -54,16 +62,7 @@ class LazyGroup(click.Group):
             return None
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
         command: click.Command = getattr(import_module(module), attribute)
-        return command
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        from difflib import get_close_matches
-
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            near = get_close_matches(args[0], COMMANDS, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(COMMANDS)}."
-            raise click.UsageError(f"There is no command {args[0]!r}.{hint}")
-        return super().resolve_command(ctx, args)
+        return with_common_options(command, result_is_output=cmd_name in RESULT_IS_OUTPUT)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -72,15 +71,31 @@ class LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         from stores.errors import TriadError, disk_message
 
+        ctx.color = colour_setting(ctx)
         try:
             return super().invoke(ctx)
         except TriadError as error:
-            raise UserMistake(str(error)) from error
+            raise _mistake(error, str(error)) from error
+        except click.UsageError as error:
+            _traceback_if_wanted(error)
+            raise
         except OSError as error:  # no space, no permission: the system's refusal is no bug
             message = disk_message(error)
             if message is None:
                 raise
-            raise UserMistake(message) from error
+            raise _mistake(error, message) from error
+
+
+def _mistake(error: Exception, message: str) -> UserMistake:
+    _traceback_if_wanted(error)
+    return UserMistake(message)
+
+
+def _traceback_if_wanted(error: Exception) -> None:
+    if is_debugged():
+        from traceback import format_exception
+
+        click.echo("".join(format_exception(error)), err=True, nl=False)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -99,6 +114,9 @@ def cli(context: click.Context) -> None:
       cli fit --fusion gated
     """
     context.obj = _load_config
+
+
+cli.params += common_options()
 
 
 def _load_config(path: Path | None, overrides: tuple[str, ...]) -> Any:

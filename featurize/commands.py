@@ -10,7 +10,13 @@ from typing import Any
 
 import click
 
+from featurize.encoders import ENCODERS
 from featurize.project import Project, project_options
+from stores.completion import complete_labels, complete_splits, starting_with
+
+
+def complete_encoders(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    return starting_with(incomplete, ENCODERS)
 
 
 @click.command("ingest")
@@ -75,7 +81,7 @@ def ingest_command(project: Project, data: Path | None, check_only: bool, replac
 @click.option("--val", type=float, help="Share of validation segments.")
 @click.option("--test", type=float, help="Share of test segments.")
 @click.option("--folds", type=int, help="k-fold: writes NAME.0, NAME.1, …; each fold is test once.")
-@click.option("--stratify-by", help="The label whose classes are spread evenly.")
+@click.option("--stratify-by", shell_complete=complete_labels, help="The label whose classes are spread evenly.")
 @click.option("--seed", type=int)
 @click.option("--replace", is_flag=True, help="Make it anew where it exists; runs on the old one cannot be compared.")
 def split_command(project: Project, replace: bool, **options: Any) -> None:
@@ -98,6 +104,7 @@ def split_command(project: Project, replace: bool, **options: Any) -> None:
     "--encoder",
     "encoder_name",
     metavar="NAME|RUN:SLOT",
+    shell_complete=complete_encoders,
     help="Which encoder; `cli featurize --list` names them. Or one that `cli finetune` tuned, e.g. late-tuned:audio.",
 )
 @project_options
@@ -107,7 +114,12 @@ def split_command(project: Project, replace: bool, **options: Any) -> None:
 @click.option("--retry-failed", is_flag=True, help="Try failed rows again though their input is the same.")
 @click.option("--repair", is_flag=True, help="Look for damaged chunks first; encode their rows again, and no others.")
 @click.option("--option", "option_pairs", multiple=True, metavar="KEY=VALUE", help="An option of the encoder.")
-@click.option("--split", "split_name", help="The split whose training part an encoder is fitted on.")
+@click.option(
+    "--split",
+    "split_name",
+    shell_complete=complete_splits,
+    help="The split whose training part an encoder is fitted on.",
+)
 @click.option("--workers", type=click.IntRange(0), default=None, help="Processes that prepare. [default: all cores]")
 @click.option("--batch-size", type=click.IntRange(1), help="At most so many rows in a batch.")
 @click.option("--batch-budget", type=click.IntRange(1), help="Tokens or samples in a batch. [default: the encoder's]")
@@ -122,6 +134,9 @@ def split_command(project: Project, replace: bool, **options: Any) -> None:
 @click.option(
     "--audit", "audit_rows", type=click.IntRange(0), default=0, help="Encode so many rows again, and compare."
 )
+@click.option(
+    "--dry-run", is_flag=True, help="Say what there is to do, how long it takes and how large it is; no more."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def featurize_command(
     project: Project,
@@ -131,6 +146,7 @@ def featurize_command(
     option_pairs: tuple[str, ...],
     split_name: str | None,
     workers: int | None,
+    dry_run: bool,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -142,8 +158,6 @@ def featurize_command(
     Example:
       cli featurize --encoder mel_stats
     """
-    from featurize.encoders import ENCODERS
-
     if list_only:
         for name in ENCODERS:
             click.echo(name)
@@ -164,6 +178,13 @@ def featurize_command(
         options = {**configured_options(project.config, encoder_name), **parse_options(option_pairs)}
         encoder = open_encoder(encoder_name, options, trained=project.trained_encoders)
     check_sample_rate(project.config, encoder)
+    workers = os.cpu_count() or 1 if workers is None else workers
+    split_name = split_name or project.config.split.name
+    if dry_run:
+        _show_plan(
+            project, store, encoder, as_json, save_as=save_as, split_name=split_name, workers=workers, **settings
+        )
+        return
     try:
         with progress_bar(encoder_name, "segments") as progress:
             done = featurize(
@@ -171,8 +192,8 @@ def featurize_command(
                 project.open_source(store),
                 encoder,
                 save_as=save_as,
-                split_name=split_name or project.config.split.name,
-                workers=os.cpu_count() or 1 if workers is None else workers,
+                split_name=split_name,
+                workers=workers,
                 limits=Limits(project.config.preprocessing.row_seconds, project.config.preprocessing.row_gib),
                 progress=progress,
                 **settings,
@@ -207,6 +228,33 @@ def featurize_command(
         click.echo(f"  {done.new_rows:,} segments of the data are not in the store; `cli ingest` adds them.")
     if done.audit is not None:
         _show_audit(done.audit)
+
+
+def _show_plan(project: Project, store: Any, encoder: Any, as_json: bool, **settings: Any) -> None:
+    from featurize.dry_run import plan
+    from featurize.progress import duration, progress_bar, size
+
+    unplanned = {"repair": settings.pop("repair"), "audit": settings.pop("audit_rows")}
+    for option, value in unplanned.items():
+        if value:
+            raise click.UsageError(f"--dry-run does not look ahead at --{option}; leave one of them away.")
+    with progress_bar(f"{encoder.name} (dry run)", "segments") as progress:
+        found = plan(store, project.open_source(store), encoder, progress=progress, **settings)
+    if as_json:
+        click.echo(json.dumps(vars(found), indent=2))
+        return
+    stored = ", ".join(f"{count:,} {status}" for status, count in found.stored.items() if count)
+    click.echo(f"{found.feature}: {found.rows:,} segments, now {stored} ({found.width} x {settings['dtype']})")
+    click.echo(
+        f"  would encode {found.to_encode:,} different inputs, copy {found.copied:,} from equal ones, leave"
+        f" {found.unchanged:,} unchanged; {found.absent:,} absent, {found.unreadable:,} cannot be read"
+    )
+    if found.seconds is None:
+        click.echo("  time unknown: none of a sample can be encoded")
+    elif found.to_encode:
+        how = f"by encoding {found.sample:,} of them; {settings['workers']} processes prepare"
+        click.echo(f"  about {duration(found.seconds)}, measured {how}")
+    click.echo(f"  {size(found.n_bytes)} in the store. Nothing was written.")
 
 
 def first_split(project: Project, store: Any, say: Any) -> str | None:

@@ -19,6 +19,7 @@ TimecodeRate = Literal["23.976", "24", "25", "29.97", "29.97 drop", "30"]
 TargetKind = Literal["categorical", "multi_label", "regression", "soft_distribution"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy, torch and scikit-learn all take
 Width = Annotated[int, Field(gt=0, le=65_536)]
+TYPE = "Which encoder; cli featurize --list names them."
 
 # What a role's column is called where the configuration does not say; roles that only one layout knows stand there.
 FOLDER_COLUMNS = {
@@ -58,23 +59,23 @@ class Section(BaseModel):
 class ColumnsConfig(Section):
     """Which column of the table plays which role; what is left out has the layout's own name."""
 
-    segment_id: str | None = None
-    group: str | None = None
-    track_id: str | None = None
-    text: str | None = None
-    text_path: str | None = None
-    audio_path: str | None = None
-    midi_path: str | None = None
-    start_seconds: str | None = None
-    end_seconds: str | None = None
-    audio_start_seconds: str | None = None
-    midi_start_seconds: str | None = None
-    has_text: str | None = None
-    has_audio: str | None = None
-    has_midi: str | None = None
-    audio_waveform: str | None = None
-    audio_sample_rate: str | None = None
-    midi_binary: str | None = None
+    segment_id: str | None = Field(None, description="The segment's id, unique.")
+    group: str | None = Field(None, description="The song, or whatever a split must not cut through.")
+    track_id: str | None = Field(None, description="A finer id, kept but not used.")
+    text: str | None = Field(None, description="The lyric itself.")
+    text_path: str | None = Field(None, description="A file with the lyric.")
+    audio_path: str | None = Field(None, description="A sound file.")
+    midi_path: str | None = Field(None, description="A Standard MIDI File.")
+    start_seconds: str | None = Field(None, description="Where the segment begins in the song.")
+    end_seconds: str | None = Field(None, description="Where it ends.")
+    audio_start_seconds: str | None = Field(None, description="When the audio file begins, on the same clock.")
+    midi_start_seconds: str | None = Field(None, description="When the MIDI file begins, on the same clock.")
+    has_text: str | None = Field(None, description="Whether there is a lyric.")
+    has_audio: str | None = Field(None, description="Whether there is audio.")
+    has_midi: str | None = Field(None, description="Whether there is MIDI.")
+    audio_waveform: str | None = Field(None, description="Samples in the media file: little-endian float32, mono.")
+    audio_sample_rate: str | None = Field(None, description="Their rate in Hz.")
+    midi_binary: str | None = Field(None, description="A whole Standard MIDI File in the media file.")
 
     def mapping(self, layout: Literal["folder", "split_parquet"]) -> dict[str, str]:
         """Role to column name."""
@@ -86,7 +87,7 @@ class DataConfig(Section):
     """Where the raw segments are, and how to read their table."""
 
     path: Path | None = Field(None, description="Folder, CSV or parquet; `cli ingest PATH` names it too.")
-    layout: Layout = "auto"
+    layout: Layout = Field("auto", description="auto looks: a table beside its files, or *_metadata.parquet.")
     columns: ColumnsConfig = ColumnsConfig()
     labels: list[str] | None = Field(None, description="Columns kept as labels; all that play no role where null.")
     audio_is: Scope | None = Field(
@@ -94,7 +95,9 @@ class DataConfig(Section):
     )
     midi_is: Scope | None = Field(None, description="The same for MIDI.")
     timecode_rate: TimecodeRate | None = Field(
-        None, description="Frames per second, where times are SMPTE timecodes: 24, 25, 29.97, 29.97 drop, 30, 23.976."
+        None,
+        description="Frames per second, where times are SMPTE timecodes: 24, 25, 29.97, 29.97 drop, 30, 23.976.",
+        json_schema_extra={"anyOf": [{"type": ["string", "number", "null"]}]},  # YAML reads 25 as a number
     )
     allow_outside_root: bool = Field(False, description="Accept media paths that leave the data folder.")
 
@@ -107,13 +110,13 @@ class DataConfig(Section):
 class SplitConfig(Section):
     """How segments are dealt to train, val and test."""
 
-    name: str = Field("default", min_length=1)
+    name: str = Field("default", min_length=1, description="What it is called in the store.")
     method: Literal["grouped", "random"] = Field("grouped", description="`random` cuts through songs, and leaks.")
-    val: float = Field(0.15, gt=0, lt=1)
-    test: float = Field(0.15, gt=0, lt=1)
+    val: float = Field(0.15, gt=0, lt=1, description="Share of segments, as near as whole songs come.")
+    test: float = Field(0.15, gt=0, lt=1, description="The same for test.")
     folds: int | None = Field(None, ge=3, le=1000, description="k-fold instead: each fold is test once.")
     stratify_by: str | None = Field(None, description="A label; the first target where null.")
-    seed: Seed = 0
+    seed: Seed = Field(0, description="Another seed deals another split.")
 
     @model_validator(mode="after")
     def _something_is_left_to_train_on(self) -> SplitConfig:
@@ -127,40 +130,54 @@ class SplitConfig(Section):
 class TargetConfig(Section):
     """One thing to predict."""
 
-    name: str = Field(min_length=1)
+    name: str = Field(min_length=1, description="What it is called in every table.")
     column: str | None = Field(None, description="The label column; the target's name where null.")
     columns: list[str] | None = Field(None, description="Several numeric columns that form one soft distribution.")
     kind: TargetKind | None = Field(None, description="Inferred from the label where null.")
     metric: str | None = Field(None, description="The headline metric; each kind has a default.")
-    loss_weight: float = Field(1.0, gt=0)
-    class_weights: Literal["balanced"] | dict[str, float] | None = None
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    loss_weight: float = Field(1.0, gt=0, description="What its loss counts beside the others'.")
+    class_weights: Literal["balanced"] | dict[str, float] | None = Field(
+        None, description="What each class counts in the loss; balanced: as much as it is rare."
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of a label that is spread over all classes.")
     separator: str = Field(";", min_length=1, description="Between the labels of a multi-label text.")
 
 
 class EncoderConfig(Section):
     """Which encoder fills a slot, and its options."""
 
-    type: str
-    pretrained_model: str | None = None
-    hidden_dim: Width | None = None
+    type: str = Field(description=TYPE)
+    pretrained_model: str | None = Field(
+        None, description="A Hugging Face name, a local folder, or what cli train-encoder wrote; its own where null."
+    )
+    hidden_dim: Width | None = Field(None, description="Width of an encoder that is trained here; its own where null.")
     options: dict[str, Any] = Field(default_factory=dict, description="Further options of this encoder.")
 
 
 class TextEncoderConfig(EncoderConfig):
-    type: str = "lsa"
+    """The encoder of lyrics."""
+
+    type: str = Field("lsa", description=TYPE)
 
 
 class AudioEncoderConfig(EncoderConfig):
-    type: str = "mel_stats"
+    """The encoder of audio."""
+
+    type: str = Field("mel_stats", description=TYPE)
 
 
 class MIDIEncoderConfig(EncoderConfig):
-    type: str = "midi_stats"
-    vocab_size: int | None = Field(None, gt=0, le=10_000_000)
+    """The encoder of MIDI."""
+
+    type: str = Field("midi_stats", description=TYPE)
+    vocab_size: int | None = Field(
+        None, gt=0, le=10_000_000, description="Of encoders that read tokens; their own where null."
+    )
 
 
 class AudioPreprocessing(Section):
+    """Holds for every encoder of audio."""
+
     sample_rate: int | None = Field(None, gt=0, le=768_000, description="Hz; the encoder's own where null.")
     duration: float | None = Field(None, gt=0, le=86_400, description="Seconds; the segment's own where null.")
     augmentations: list[str] = Field(
@@ -169,7 +186,11 @@ class AudioPreprocessing(Section):
 
 
 class MIDIPreprocessing(Section):
-    tokenization: Literal["separate", "compound"] = "separate"
+    """Holds for every encoder of MIDI."""
+
+    tokenization: Literal["separate", "compound"] = Field(
+        "separate", description="A token for each property of a note, or one for the note."
+    )
     max_events: int = Field(
         1024, gt=0, le=1_000_000, description="Tokens read at once; a segment with more is read in windows."
     )
@@ -179,6 +200,8 @@ class MIDIPreprocessing(Section):
 
 
 class PreprocessingConfig(Section):
+    """What is done to raw input before an encoder sees it."""
+
     audio: AudioPreprocessing = AudioPreprocessing()
     midi: MIDIPreprocessing = MIDIPreprocessing()
     row_seconds: float = Field(ROW_SECONDS, gt=0, le=86_400, description="A row that takes a worker longer is failed.")
@@ -186,6 +209,8 @@ class PreprocessingConfig(Section):
 
 
 class ModelEncodersConfig(Section):
+    """What is predicted, from what, and how."""
+
     targets: list[TargetConfig] = Field(default_factory=list, description="Inferred where the data has one label.")
     text_encoder: TextEncoderConfig = TextEncoderConfig()
     audio_encoder: AudioEncoderConfig = AudioEncoderConfig()

@@ -71,7 +71,7 @@ def resolve_targets(targets: list[TargetConfig], labels: dict[str, np.ndarray]) 
     Raises `ConfigError` where a column is missing, or where the choice is not clear.
     """
     if not targets:
-        candidates = [name for name, values in labels.items() if _could_be_target(values)]
+        candidates = [name for name, values in labels.items() if could_be_target(values)]
         if len(candidates) != 1:
             found = ", ".join(candidates) or "none"
             raise ConfigError(
@@ -109,7 +109,8 @@ def strata(values: np.ndarray, bins: int = 5) -> np.ndarray:
     return np.where(missing, "", np.searchsorted(edges, values).astype(str)).astype(STRING)
 
 
-def _could_be_target(values: np.ndarray) -> bool:
+def could_be_target(values: np.ndarray) -> bool:
+    """Whether a label has few enough classes, or numbers that differ."""
     if values.dtype.kind == "T":
         distinct = len(set(values.tolist()) - {""})
         return 2 <= distinct <= min(MAX_CLASSES, max(2, len(values) // 2))

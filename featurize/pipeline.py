@@ -79,12 +79,7 @@ def featurize(
             why = "--replace writes all of it anew" if replace else f"{store.tree.location} has no {name}"
             raise ConfigError(f"There is nothing to repair: {why}. Leave --repair away.")
         if encoder.must_fit:
-            if not replace and name in store.features():
-                _take_over_state(encoder, store.feature(name))
-            else:
-                split = store.split(split_name)
-                _fit(encoder, store, rows, split)
-                fitted_on = split.name
+            fitted_on = make_ready(encoder, store, rows, name, split_name, replace)
         if replace:  # not before the new encoder is ready: a mistake must not cost the old feature
             store.delete_feature(name)
         feature = store.open_feature(
@@ -129,6 +124,18 @@ def ids_sha256(ids: np.ndarray) -> str:
     for segment_id in sorted(ids.tolist()):
         digest.update(segment_id.encode("utf-8", "surrogatepass") + b"\n")
     return digest.hexdigest()
+
+
+def make_ready(
+    encoder: Encoder, store: Store, rows: StoreRows, name: str, split_name: str, replace: bool
+) -> str | None:
+    """Fit an encoder that must be, and return on which split; or take over what it has learned for this feature."""
+    if not replace and name in store.features():
+        _take_over_state(encoder, store.feature(name))
+        return None
+    split = store.split(split_name)
+    _fit(encoder, store, rows, split)
+    return split.name
 
 
 def _fit(encoder: Encoder, store: Store, rows: StoreRows, split: Split) -> None:

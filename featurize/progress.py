@@ -1,4 +1,4 @@
-"""A progress bar with rate and remaining time; plain lines where there is no terminal."""
+"""A progress bar with rate and remaining time; plain lines where there is no terminal, nothing with `--quiet`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
+from stores.console import is_quiet
+
 LINE_EVERY_SECONDS = 10.0
 
 
 @contextmanager
 def progress_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """Yields `update(done, total)`. Everything goes to stderr, so that stdout stays for results."""
+    if is_quiet():
+        yield _silent
+        return
     if not sys.stderr.isatty():
         yield _LinePrinter(title, unit)
         return
@@ -56,6 +61,37 @@ def named_progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
         yield update
 
 
+@contextmanager
+def steps(title: str) -> Iterator[Callable[[str], None]]:
+    """Yields `say(what)`: what is being done now, where there is a terminal to say it on."""
+    if is_quiet() or not sys.stderr.isatty():
+        yield lambda _what: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(title) as status:
+        yield lambda what: status.update(f"{title}: {what} …")
+
+
+def _silent(_done: int, _total: int) -> None:
+    pass
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `12 min`, `3.5 h`: as precisely as an estimate deserves."""
+    if seconds < 120:
+        return f"{max(1, seconds):,.0f} s"
+    return f"{seconds / 60:,.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
+
+
+def size(n_bytes: float) -> str:
+    """`40 kB`, `12.5 MB`, `3.4 GB`."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
+        if n_bytes >= factor:
+            return f"{n_bytes / factor:,.1f} {unit}"
+    return f"{n_bytes / 1e3:,.0f} kB"
+
+
 class _LinePrinter:
     def __init__(self, title: str, unit: str):
         self._title = title
@@ -74,5 +110,5 @@ class _LinePrinter:
         since, before = self._first
         if done > before and now > since:
             rate = (done - before) / (now - since)
-            line += f", {rate:,.1f}/s, about {(total - done) / rate:,.0f} s left"
+            line += f", {rate:,.1f}/s, about {duration((total - done) / rate)} left"
         print(line, file=sys.stderr, flush=True)

@@ -14,30 +14,25 @@ import ast
 import hashlib
 import inspect
 import json
-import pickle
-import signal
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import as_completed
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache, cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import zip_longest
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from pebble import ProcessPool
 from safetensors import SafetensorError, safe_open
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from featurize.errors import ConfigError, UnknownName
 from featurize.segments import MODALITIES
 from fusion import baselines
+from fusion.cell_pool import run_cells
 from fusion.config import Config, FusionConfig, TrainingConfig
 from fusion.data import SegmentData, choose_features, load_segments
 from fusion.evaluate import patterns
@@ -47,10 +42,8 @@ from fusion.memory import read_into_memory
 from fusion.modules import FUSIONS, fusion_class
 from fusion.runs import check_name, environment, write_config, write_json, write_model
 from fusion.shapley import LINEAR, MAJORITY, MASK_ONLY, TABLES, Cell, Finished, Model, TargetTables, write_rows
-from fusion.shared_tensors import pickled
 from fusion.targets import Target, load_targets
 from fusion.train import train
-from stores.errors import TriadError
 from stores.store import Split, Store
 
 ABLATION_FORMAT = 1
@@ -74,6 +67,26 @@ class Ablation:
     n_run: int
 
 
+@dataclass(frozen=True)
+class Opened:
+    """What there is to run: cells by their files, the grid of them, and what it was made from."""
+
+    cells: Cells
+    grid: dict[Model, Sequence[int | None]]
+    fusions: list[str]
+    subsets: list[tuple[str, ...]]
+    features: dict[str, str]  # by slot
+    notes: list[str]
+
+    def cells_of(self, model: Model, seeds: Sequence[int | None]) -> list[Cell]:
+        return _cells_of(model, seeds, len(self.cells.splits))
+
+    def missing(self) -> list[Cell]:
+        """Cells that have no file yet, model by model."""
+        wanted = [cell for model, seeds in self.grid.items() for cell in self.cells_of(model, seeds)]
+        return [cell for cell in wanted if not self.cells.path(cell).is_file()]
+
+
 def ablate(
     store: Store,
     config: Config,
@@ -93,34 +106,15 @@ def ablate(
     fusions: all where `None`. subsets: all of the slots that have a feature where `None`. `split_name` may name a split
     or a set of folds. The first target chooses what is best. Raises `TriadError`s where something does not fit.
     """
-    fusions = list(dict.fromkeys(FUSIONS if fusions is None else fusions))
-    if not fusions:
-        raise ConfigError(f"No fusion to try. Name some: --fusion {','.join(FUSIONS)}")
-    classes = [fusion_class(fusion) for fusion in fusions]
-    known = {option for fusion in fusions for option in _parameters(fusion)}
-    for option in config.model.fusion.options:
-        if option not in known:
-            raise UnknownName(f"option of {', '.join(fusions)}", option, sorted(known))
     folder = ablations / check_name(ablations, name, overwrite=True)
-    splits = open_splits(store, split_name or config.split.name)
-    features, chosen = _choose_slots(store, config, subsets)
-    with_frames = any(cls.reads_frames for cls in classes)
-    notes = read_into_memory("cli ablate", store, features, with_frames, config.training.stream)
-    data = load_segments(store, features, with_frames=with_frames, allow_pending=allow_pending)
-    targets = load_targets(store, list(config.model.targets))
-    notes += check_encoders(store, features, splits, allow_leak)
-
-    cells = Cells(data, targets, splits, config, folder / "cells")
-    grid: dict[Model, Sequence[int | None]] = {}
-    for subset in chosen:
-        grid |= {Model(fusion, subset): config.training.seeds for fusion in fusions}
-        grid[Model(LINEAR, subset)] = [None]
-    grid |= {Model(MASK_ONLY, data.slots): [None], Model(MAJORITY, ()): [None]}
+    opened = open_ablation(store, config, folder, fusions, subsets, split_name, allow_pending, allow_leak)
+    cells, grid, features, chosen = opened.cells, opened.grid, opened.features, opened.subsets
+    data, targets, splits, fusions = cells.data, cells.targets, cells.splits, opened.fusions
     tables = [TargetTables(i, target, data.groups, config.training.bootstrap) for i, target in enumerate(targets)]
     n_run = _run_missing(cells, grid, tables[0], workers, progress)
 
     for model, seeds in grid.items():
-        finished = {cell: cells.read(cell) for cell in _cells_of(model, seeds, len(splits))}
+        finished = {cell: cells.read(cell) for cell in opened.cells_of(model, seeds)}
         for of_target in tables:
             of_target.add(model, finished, cells.rows)
     found = [of_target.tables(fusions, max(chosen, key=len), data.slots) for of_target in tables]
@@ -140,7 +134,7 @@ def ablate(
         "n_segments": len(data.ids),
         "n_groups": len(np.unique(data.groups)),
         "presence": {slot: float(data.present[:, i].float().mean()) for i, slot in enumerate(data.slots)},
-        "notes": notes,
+        "notes": opened.notes,
         "targets": {
             of_target.target.name: {**of_target.facts(fusions), **{name: rows[name] for name in TABLES_IN_JSON}}
             for of_target, rows in zip(tables, found, strict=True)
@@ -153,6 +147,42 @@ def ablate(
         write_rows(folder, table, [row for rows in found for row in rows[table]])
     write_json(folder / "metrics.json", metrics)
     return Ablation(folder, metrics, sum(map(len, grid.values())) * len(splits), n_run)
+
+
+def open_ablation(
+    store: Store,
+    config: Config,
+    folder: Path,
+    fusions: Sequence[str] | None = None,
+    subsets: Sequence[Sequence[str]] | None = None,
+    split_name: str | None = None,
+    allow_pending: bool = False,
+    allow_leak: bool = False,
+) -> Opened:
+    """As `ablate`, up to where the first cell would be run; writes nothing."""
+    fusions = list(dict.fromkeys(FUSIONS if fusions is None else fusions))
+    if not fusions:
+        raise ConfigError(f"No fusion to try. Name some: --fusion {','.join(FUSIONS)}")
+    classes = [fusion_class(fusion) for fusion in fusions]
+    known = {option for fusion in fusions for option in _parameters(fusion)}
+    for option in config.model.fusion.options:
+        if option not in known:
+            raise UnknownName(f"option of {', '.join(fusions)}", option, sorted(known))
+    splits = open_splits(store, split_name or config.split.name)
+    features, chosen = _choose_slots(store, config, subsets)
+    with_frames = any(cls.reads_frames for cls in classes)
+    notes = read_into_memory("cli ablate", store, features, with_frames, config.training.stream)
+    data = load_segments(store, features, with_frames=with_frames, allow_pending=allow_pending)
+    targets = load_targets(store, list(config.model.targets))
+    notes += check_encoders(store, features, splits, allow_leak)
+
+    cells = Cells(data, targets, splits, config, folder / "cells")
+    grid: dict[Model, Sequence[int | None]] = {}
+    for subset in chosen:
+        grid |= {Model(fusion, subset): config.training.seeds for fusion in fusions}
+        grid[Model(LINEAR, subset)] = [None]
+    grid |= {Model(MASK_ONLY, data.slots): [None], Model(MAJORITY, ()): [None]}
+    return Opened(cells, grid, fusions, chosen, features, notes)
 
 
 def _choose_slots(
@@ -317,45 +347,6 @@ def _run_missing(cells: Cells, grid: Grid, tables: TargetTables, workers: int, p
     for done, cell in enumerate(run_cells(cells, missing, workers), start=1):
         report(cell, done)
     return len(missing)
-
-
-def run_cells(cells: Cells, missing: Sequence[Cell], workers: int) -> Iterator[Cell]:
-    """Run cells, here or in other processes; each comes back when it is finished."""
-    if not workers or not missing:
-        for cell in missing:
-            cells.run(cell)
-            yield cell
-        return
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        copied = pickled(cells, Path(folder))
-        pool = ProcessPool(workers, context=get_context("spawn"), initializer=_adopt_cells, initargs=(copied,))
-        try:
-            for future in as_completed([pool.schedule(_run_in_worker, args=(cell,)) for cell in missing]):
-                cell, mistake = future.result()
-                if mistake is not None:
-                    raise TriadError(mistake)
-                yield cell
-        finally:
-            pool.stop()
-            pool.join()
-
-
-_cells: Cells  # of this worker process
-
-
-def _adopt_cells(copied: bytes) -> None:
-    global _cells
-    _cells = pickle.loads(copied)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
-
-
-def _run_in_worker(cell: Cell) -> tuple[Cell, str | None]:
-    """The cell, and the user's mistake where there is one: not every exception survives the way back."""
-    try:
-        _cells.run(cell)
-    except TriadError as error:
-        return cell, str(error)
-    return cell, None
 
 
 def _digest(value: Any) -> str:

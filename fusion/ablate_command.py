@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featurize.project import Project, project_options
+from fusion.completion import complete_fusion_list
 from fusion.table import interval_text, model_label, value_text
+from stores.completion import complete_features, complete_labels, complete_splits
+from stores.console import is_quiet
 
 LINEAR = "logistic regression"  # as in `fusion.shapley`, which would import torch
 
@@ -26,13 +29,37 @@ if TYPE_CHECKING:
 
 @click.command("ablate")
 @project_options
-@click.option("--fusion", "fusions", default="all", show_default=True, help="all, or a list such as late,gated.")
+@click.option(
+    "--fusion",
+    "fusions",
+    default="all",
+    show_default=True,
+    shell_complete=complete_fusion_list,
+    help="all, or a list such as late,gated.",
+)
 @click.option("--slots", default="all", show_default=True, help="all subsets of slots, or a list: text+audio,text.")
 @click.option("--seeds", type=click.IntRange(1), help="How many seeds to train. [default: training.seeds, 3]")
-@click.option("--split", "split_name", help="A split, or a set of folds made by `cli split --folds`.")
-@click.option("--target", "target_names", multiple=True, metavar="LABEL[:KIND]", help="What to predict; repeatable.")
 @click.option(
-    "--feature", "features", multiple=True, metavar="SLOT/NAME", help="Which feature fills a slot; repeatable."
+    "--split",
+    "split_name",
+    shell_complete=complete_splits,
+    help="A split, or a set of folds made by `cli split --folds`.",
+)
+@click.option(
+    "--target",
+    "target_names",
+    multiple=True,
+    metavar="LABEL[:KIND]",
+    help="What to predict; repeatable.",
+    shell_complete=complete_labels,
+)
+@click.option(
+    "--feature",
+    "features",
+    multiple=True,
+    metavar="SLOT/NAME",
+    shell_complete=complete_features,
+    help="Which feature fills a slot; repeatable.",
 )
 @click.option(
     "--name", default="default", show_default=True, help="Folder in ablations/; what it has is not run again."
@@ -41,6 +68,7 @@ if TYPE_CHECKING:
 @click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that train.")
 @click.option("--allow-pending", is_flag=True, help="Count rows that are not featurized yet as missing.")
 @click.option("--allow-leak", is_flag=True, help="Accept encoders that saw labels of held-out groups; it is noted.")
+@click.option("--dry-run", is_flag=True, help="Say what there is to run and how long it takes; no more.")
 @click.option("--json", "as_json", is_flag=True, help="Print metrics.json.")
 def ablate_command(
     project: Project,
@@ -49,6 +77,7 @@ def ablate_command(
     seeds: int | None,
     target_names: tuple[str, ...],
     features: tuple[str, ...],
+    dry_run: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -66,21 +95,39 @@ def ablate_command(
 
     fit_options = {"strategy": None, "slots": None, "seeds": seeds, "target_names": target_names, "features": features}
     config = _with_options(project.config, fit_options)
+    options["fusions"] = None if fusions == "all" else _names(fusions, ",")
+    options["subsets"] = None if slots == "all" else [_names(subset, "+") for subset in _names(slots, ",")]
+    if dry_run:
+        _show_plan(project, config, options, as_json)
+        return
     with _live_table() as progress:
-        found = ablate(
-            project.open_store(),
-            config,
-            fusions=None if fusions == "all" else _names(fusions, ","),
-            subsets=None if slots == "all" else [_names(subset, "+") for subset in _names(slots, ",")],
-            progress=progress,
-            **options,
-        )
+        found = ablate(project.open_store(), config, progress=progress, **options)
     if as_json:
         click.echo(json.dumps(found.metrics, indent=2))
         return
     click.echo("\n".join(ablation_lines(found.metrics)))
     click.echo(f"\nTrain the best: {fit_line(found.metrics, config, click.get_current_context().params)}")
     click.echo(f"Tables: {found.folder}/*.csv and *.parquet   {found.n_run:,} of {found.n_cells:,} cells were run now")
+
+
+def _show_plan(project: Project, config: Any, options: dict[str, Any], as_json: bool) -> None:
+    from featurize.progress import duration, progress_bar
+    from fusion.dry_run import plan_ablation
+
+    with progress_bar("ablate (dry run)", "fusions") as progress:
+        plan = plan_ablation(project.open_store(), config, progress=progress, **options)
+    if as_json:
+        click.echo(json.dumps(vars(plan), indent=2))
+        return
+    click.echo(f"{options['ablations'] / options['name']}: {plan.cells:,} cells, {plan.finished:,} of them finished")
+    for model, n in plan.to_run.items():
+        click.echo(f"  {n:,} x {model} to run")
+    if plan.measured_by:
+        at_most = "where early stopping ends none; " if "epochs" in plan.measured_by else ""
+        click.echo(f"  about {duration(plan.seconds)} at most, {at_most}measured by {plan.measured_by}")
+    if plan.not_measured:
+        click.echo(f"  not counted: {', '.join(plan.not_measured)}")
+    click.echo("  Nothing was written.")
 
 
 def fit_line(metrics: Mapping[str, Any], config: Any, options: Mapping[str, Any]) -> str:
@@ -206,7 +253,7 @@ def _live_table() -> Iterator[Progress]:
 
     Of the test part nothing is shown before the end: who watches it is tempted to stop when it pleases.
     """
-    if not sys.stderr.isatty():
+    if is_quiet() or not sys.stderr.isatty():
         from featurize.progress import progress_bar
 
         with progress_bar("ablate", "cells") as update:

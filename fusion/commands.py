@@ -1,4 +1,4 @@
-"""`cli train-encoder`, `cli fit`, `cli report` and `cli config`: from segments or features to a result."""
+"""`cli train-encoder`, `cli fit` and `cli report`: from segments or features to a result."""
 
 from __future__ import annotations
 
@@ -9,16 +9,33 @@ from typing import Any
 
 import click
 
+from featurize.commands import complete_encoders
 from featurize.project import Project, project_options
+from fusion.completion import complete_fusions, complete_runs
+from stores.completion import complete_features, complete_labels, complete_splits
 
 FEW_GROUPS = 30  # below this a bootstrap over groups is rough
 
 
 @click.command("train-encoder")
-@click.option("--encoder", "encoder_name", required=True, help="Which encoder, e.g. mel_cnn.")
+@click.option(
+    "--encoder", "encoder_name", required=True, shell_complete=complete_encoders, help="Which encoder, e.g. mel_cnn."
+)
 @project_options
-@click.option("--target", "target_names", multiple=True, metavar="LABEL[:KIND]", help="What to predict; repeatable.")
-@click.option("--split", "split_name", help="The split whose training part it learns from. [default: split.name]")
+@click.option(
+    "--target",
+    "target_names",
+    multiple=True,
+    metavar="LABEL[:KIND]",
+    help="What to predict; repeatable.",
+    shell_complete=complete_labels,
+)
+@click.option(
+    "--split",
+    "split_name",
+    shell_complete=complete_splits,
+    help="The split whose training part it learns from. [default: split.name]",
+)
 @click.option("--option", "option_pairs", multiple=True, metavar="KEY=VALUE", help="An option of the encoder.")
 @click.option(
     "--objective",
@@ -99,13 +116,35 @@ def train_encoder_command(
 
 @click.command("fit")
 @project_options
-@click.option("--fusion", "strategy", help="late (default), gated, early, cross_attention, bottleneck or low_rank.")
-@click.option("--target", "target_names", multiple=True, metavar="LABEL[:KIND]", help="What to predict; repeatable.")
+@click.option(
+    "--fusion",
+    "strategy",
+    shell_complete=complete_fusions,
+    help="late (default), gated, early, cross_attention, bottleneck or low_rank.",
+)
+@click.option(
+    "--target",
+    "target_names",
+    multiple=True,
+    metavar="LABEL[:KIND]",
+    help="What to predict; repeatable.",
+    shell_complete=complete_labels,
+)
 @click.option("--slots", help="Which slots to use, e.g. text,audio. [default: all that have a feature]")
 @click.option(
-    "--feature", "features", multiple=True, metavar="SLOT/NAME", help="Which feature fills a slot; repeatable."
+    "--feature",
+    "features",
+    multiple=True,
+    metavar="SLOT/NAME",
+    shell_complete=complete_features,
+    help="Which feature fills a slot; repeatable.",
 )
-@click.option("--split", "split_name", help="A split, or a set of folds made by `cli split --folds`.")
+@click.option(
+    "--split",
+    "split_name",
+    shell_complete=complete_splits,
+    help="A split, or a set of folds made by `cli split --folds`.",
+)
 @click.option("--seeds", type=click.IntRange(1), help="How many seeds to train. [default: training.seeds, 3]")
 @click.option("--name", help="Name of the run. [default: the fusion's, numbered]")
 @click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
@@ -118,8 +157,9 @@ def train_encoder_command(
 @click.option("--allow-pending", is_flag=True, help="Count rows that are not featurized yet as missing.")
 @click.option("--allow-leak", is_flag=True, help="Accept encoders that saw labels of held-out groups; the run says so.")
 @click.option("--overwrite", is_flag=True, help="Replace a run of the same name.")
+@click.option("--dry-run", is_flag=True, help="Say what there is to train and how long it takes; no more.")
 @click.option("--json", "as_json", is_flag=True, help="Print metrics.json.")
-def fit_command(project: Project, as_json: bool, runs: Path, **options: Any) -> None:
+def fit_command(project: Project, as_json: bool, dry_run: bool, runs: Path, **options: Any) -> None:
     """Train a fusion head on stored features, each slot alone and the baselines beside it, and write a run.
 
     \b
@@ -131,15 +171,13 @@ def fit_command(project: Project, as_json: bool, runs: Path, **options: Any) -> 
     from fusion.table import result_lines
 
     config = _with_options(project.config, options)
+    names = ("name", "split_name", "with_baselines", "overwrite", "allow_pending", "allow_leak")
+    settings = {"runs": runs, **{key: options[key] for key in names}}
+    if dry_run:
+        _show_plan(project, config, settings, as_json)
+        return
     with progress_bar("fit", "trainings") as progress:
-        run = fit(
-            project.open_store(),
-            config,
-            runs=runs,
-            progress=progress,
-            **{key: options[key] for key in ("name", "split_name", "with_baselines", "overwrite")},
-            **{key: options[key] for key in ("allow_pending", "allow_leak")},
-        )
+        run = fit(project.open_store(), config, progress=progress, **settings)
     if as_json:
         click.echo(json.dumps(run.metrics, indent=2))
         return
@@ -151,8 +189,25 @@ def fit_command(project: Project, as_json: bool, runs: Path, **options: Any) -> 
     click.echo(f"\nRun: {run.folder}   Report: {run.folder / 'report.html'}")
 
 
+def _show_plan(project: Project, config: Any, settings: dict[str, Any], as_json: bool) -> None:
+    from featurize.progress import duration, progress_bar, size
+    from fusion.dry_run import plan_fit
+
+    with progress_bar("fit (dry run)", "models") as progress:
+        plan = plan_fit(project.open_store(), config, progress=progress, **settings)
+    if as_json:
+        click.echo(json.dumps({**vars(plan), "seconds": plan.seconds}, indent=2))
+        return
+    n = sum(plan.trainings.values())
+    click.echo(f"{settings['runs'] / plan.run}: {n:,} trainings of at most {plan.epochs:,} epochs")
+    for model, n in plan.trainings.items():
+        click.echo(f"  {n:,} x {model}, {plan.seconds_per_epoch[model] * 1000:,.0f} ms an epoch (measured)")
+    click.echo(f"  at most {duration(plan.seconds)}, where early stopping ends none; baselines and report come on top")
+    click.echo(f"  {size(plan.n_bytes)} of weights. Nothing was written.")
+
+
 @click.command("report")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=click.Path(path_type=Path), shell_complete=complete_runs)
 def report_command(run: Path) -> None:
     """Write RUN's report.html anew from what the run folder holds. RUN is a folder or a name in runs/.
 
@@ -164,20 +219,6 @@ def report_command(run: Path) -> None:
     from fusion.runs import open_run
 
     click.echo(f"Report: {write_report(open_run(run))}")
-
-
-@click.command("config")
-@project_options
-def config_command(project: Project) -> None:
-    """Show the configuration in force, as YAML: defaults, the file, and --set.
-
-    \b
-    Example:
-      cli config --set training.lr=3e-4
-    """
-    from fusion.config import dump_yaml
-
-    click.echo(dump_yaml(project.config), nl=False)
 
 
 def _with_options(config: Any, options: dict[str, Any]) -> Any:

@@ -19,12 +19,16 @@ from featurize.config import FeaturizeConfig, ModelEncodersConfig, Section, Seed
 from featurize.errors import ConfigError
 
 DEFAULT_PATH = Path("config.yaml")
+FUSION_NAMES = ("late", "early", "cross_attention", "gated", "bottleneck", "low_rank")  # as in `fusion.modules`
 
 # Far beyond use: what is larger is a slip, and would fill the memory before it failed
 MAX_BATCH = 10_000_000
 MAX_EPOCHS = 1_000_000
 
 Stream = bool | Literal["auto"]
+LR = "Learning rate."
+WEIGHT_DECAY = "Pull towards zero, apart from the gradient (AdamW)."
+BATCH = "Segments a step."
 
 _brief = Repr()
 _brief.maxstring = _brief.maxother = _brief.maxlong = 100
@@ -33,12 +37,12 @@ _brief.maxstring = _brief.maxother = _brief.maxlong = 100
 class FusionConfig(Section):
     """How slots become one vector. The defaults are the ones of `docs/experiments.md`."""
 
-    strategy: str = "late"
-    hidden_dim: Width = 128
+    strategy: str = Field("late", description=", ".join(FUSION_NAMES[:-1]) + f" or {FUSION_NAMES[-1]}.")
+    hidden_dim: Width = Field(128, description="Width of the fused vector.")
     attention_heads: int = Field(
         4, gt=0, le=1024, description="A divisor of hidden_dim; late, gated and low_rank have none."
     )
-    dropout: float = Field(0.3, ge=0, lt=1)
+    dropout: float = Field(0.3, ge=0, lt=1, description="In the fusion and before the heads.")
     features: dict[str, str] = Field(
         default_factory=dict, description="Slot to feature name, e.g. audio: clap; each slot's encoder where empty."
     )
@@ -49,10 +53,10 @@ class FusionConfig(Section):
 class SlotTrainingConfig(Section):
     """What one slot's own weights, its projection or encoder, have otherwise than the rest."""
 
-    lr: float | None = Field(None, gt=0)
-    weight_decay: float | None = Field(None, ge=0)
-    schedule: Literal["cosine", "constant"] | None = None
-    warmup: float | None = Field(None, ge=0, lt=1)
+    lr: float | None = Field(None, gt=0, description=LR)
+    weight_decay: float | None = Field(None, ge=0, description=WEIGHT_DECAY)
+    schedule: Literal["cosine", "constant"] | None = Field(None, description="Of its learning rate.")
+    warmup: float | None = Field(None, ge=0, lt=1, description="Share of all steps in which its learning rate rises.")
     clip: float | None = Field(None, gt=0, description="Gradient norm of this slot's weights by themselves.")
 
 
@@ -100,9 +104,9 @@ class TrainingConfig(LoopConfig):
 
     epochs: int = Field(100, gt=0, le=MAX_EPOCHS, description="At most; early stopping usually ends it.")
     patience: int = Field(15, gt=0, description="Epochs without a better validation loss before it stops.")
-    batch_size: int = Field(256, gt=0, le=MAX_BATCH)
-    lr: float = Field(3e-3, gt=0)
-    weight_decay: float = Field(1.0, ge=0)
+    batch_size: int = Field(256, gt=0, le=MAX_BATCH, description=BATCH)
+    lr: float = Field(3e-3, gt=0, description=LR)
+    weight_decay: float = Field(1.0, ge=0, description=WEIGHT_DECAY)
     adam_epsilon: float = Field(
         1e-2, gt=0, description="As large as gradients are: steps shrink with them, and early stopping acts as ridge."
     )
@@ -117,7 +121,9 @@ class TrainingConfig(LoopConfig):
     stream: Stream = Field(
         "auto", description="Read the store chunk by chunk, in shuffled order; auto: where memory is too small for it."
     )
-    seeds: list[Seed] = Field([0, 1, 2], min_length=1, max_length=1000)
+    seeds: list[Seed] = Field(
+        [0, 1, 2], min_length=1, max_length=1000, description="One training each; results are their means."
+    )
     bootstrap: int = Field(2000, ge=100, le=1_000_000, description="Group resamples behind each confidence interval.")
 
     @field_validator("seeds")
@@ -138,12 +144,12 @@ class EncoderTrainingConfig(LoopConfig):
     )
     epochs: int = Field(40, gt=0, le=MAX_EPOCHS, description="At most; early stopping usually ends it.")
     patience: int = Field(10, gt=0, description="Epochs without a better validation loss before it stops.")
-    batch_size: int = Field(16, gt=0, le=MAX_BATCH)
-    lr: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(1e-2, ge=0)
-    adam_epsilon: float = Field(1e-8, gt=0)
+    batch_size: int = Field(16, gt=0, le=MAX_BATCH, description=BATCH)
+    lr: float = Field(1e-3, gt=0, description=LR)
+    weight_decay: float = Field(1e-2, ge=0, description=WEIGHT_DECAY)
+    adam_epsilon: float = Field(1e-8, gt=0, description="Keeps Adam from dividing by zero.")
     dropout: float = Field(0.2, ge=0, lt=1, description="Before the heads.")
-    seed: Seed = 0
+    seed: Seed = Field(0, description="Of weights, order and dropout.")
 
 
 class FinetuningConfig(LoopConfig):
@@ -168,14 +174,14 @@ class FinetuningConfig(LoopConfig):
     )
     epochs: int = Field(5, gt=0, le=MAX_EPOCHS, description="At most; early stopping may end it.")
     patience: int = Field(2, gt=0, description="Epochs without a better validation loss before it stops.")
-    batch_size: int = Field(16, gt=0, le=MAX_BATCH)
+    batch_size: int = Field(16, gt=0, le=MAX_BATCH, description=BATCH)
     lr: float = Field(1e-4, gt=0, description="Of the head, of encoders that were trained here, and of LoRA's weights.")
     pretrained_lr: float = Field(2e-5, gt=0, description="Of pretrained encoders' own weights.")
-    weight_decay: float = Field(1e-2, ge=0)
-    adam_epsilon: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(1e-2, ge=0, description=WEIGHT_DECAY)
+    adam_epsilon: float = Field(1e-8, gt=0, description="Keeps Adam from dividing by zero.")
     warmup: float = Field(0.1, ge=0, lt=1, description="Share of all steps in which the learning rate rises.")
     modality_dropout: float = Field(0.2, ge=0, lt=1, description="Chance that a present slot is hidden in a step.")
-    seed: Seed = 0
+    seed: Seed = Field(0, description="Of weights, order and dropout.")
 
     @field_validator("last_layers", "lora")
     @classmethod
@@ -187,6 +193,8 @@ class FinetuningConfig(LoopConfig):
 
 
 class ModelConfig(ModelEncodersConfig):
+    """What is predicted, from what, and how."""
+
     fusion: FusionConfig = FusionConfig()
 
 
@@ -204,15 +212,24 @@ def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Conf
 
     Raises `ConfigError` on a missing file, unreadable YAML, an unknown key (naming the nearest), or a bad value.
     """
-    if path is None and DEFAULT_PATH.is_file():
-        path = DEFAULT_PATH
-    values = _read_yaml(path) if path is not None else {}
+    path = file_in_force(path)
+    values = read_file(path) if path is not None else {}
     for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--set takes KEY=VALUE, e.g. training.lr=3e-4, not {override!r}.")
-        _put(values, key, _scalar(text), override)
+        _put(values, key_of(override), _scalar(override.partition("=")[2]), override)
     return validated(values, str(path or "the options"))
+
+
+def file_in_force(path: Path | None) -> Path | None:
+    """The file that is named, else `config.yaml` in this folder, where there is one."""
+    return DEFAULT_PATH if path is None and DEFAULT_PATH.is_file() else path
+
+
+def key_of(override: str) -> str:
+    """`training.lr` of `training.lr=3e-4`. Raises `ConfigError` where it has no key or no value."""
+    key, equals, _ = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set takes KEY=VALUE, e.g. training.lr=3e-4, not {override!r}.")
+    return key
 
 
 def validated(values: Mapping[str, Any], origin: str) -> Config:
@@ -229,7 +246,8 @@ def dump_yaml(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_file(path: Path) -> dict[str, Any]:
+    """What a file says, unchecked. Raises `ConfigError` where it is no YAML mapping."""
     try:
         values = read_yaml(path.read_text("utf-8"))
     except OSError as error:

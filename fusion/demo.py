@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from stores.console import confirm
+
 ENCODERS = ("lsa", "mel_stats", "midi_stats")
 CONFIG = """\
 # A project folder: `cli` finds this file, and features.zarr beside it.
@@ -27,7 +29,8 @@ model:
 @click.option("--songs", type=click.IntRange(6), default=120, show_default=True, help="Songs of six segments each.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--workers", type=click.IntRange(0), default=None, help="Processes that prepare. [default: all cores]")
-def demo_command(folder: Path, songs: int, seed: int, workers: int | None) -> None:
+@click.option("--yes", is_flag=True, help="Replace what FOLDER holds without asking.")
+def demo_command(folder: Path, songs: int, seed: int, workers: int | None, yes: bool) -> None:
     """Make a data set, run everything on it, end in a report. FOLDER defaults to demo/.
 
     Composes songs, renders their audio, writes lyrics, hides much of it, and labels them with a mood that no single
@@ -37,6 +40,14 @@ def demo_command(folder: Path, songs: int, seed: int, workers: int | None) -> No
     Example:
       cli demo
     """
+    made_by = folder / "data" / "made_by.txt"
+    recipe = f"cli demo --songs {songs} --seed {seed}\n"
+    before = made_by.read_text("utf-8") if made_by.is_file() else None
+    is_new = before != recipe
+    theirs = [name for name in ("config.yaml", "data", "features.zarr") if (folder / name).exists()]
+    if theirs and is_new:
+        whose = f"was made by {before.strip()}" if before else "was not made by cli demo"
+        confirm(f"{folder} {whose}; its {', '.join(theirs)} would be replaced.", yes)
     started = time.monotonic()
 
     def say(line: str) -> None:
@@ -45,12 +56,10 @@ def demo_command(folder: Path, songs: int, seed: int, workers: int | None) -> No
     say(f"Making {songs * 6:,} segments of {songs} songs in {folder}/data …")
     from featurize.demo import make_demo
 
-    made_by = folder / "data" / "made_by.txt"
-    recipe = f"cli demo --songs {songs} --seed {seed}\n"
-    is_new = not made_by.is_file() or made_by.read_text("utf-8") != recipe
     if is_new:
         make_demo(folder / "data", n_songs=songs, seed=seed)
-    (folder / "config.yaml").write_text(CONFIG, "utf-8")
+    if is_new or not (folder / "config.yaml").exists():
+        (folder / "config.yaml").write_text(CONFIG, "utf-8")
 
     from featurize.encoders import build_encoder
     from featurize.ingest import check, write_store

@@ -9,16 +9,23 @@ from typing import Any
 
 import click
 
+from fusion.completion import complete_runs
 from stores.commands import store_option
+from stores.completion import complete_splits
 
 EVALUATION = "evaluation.json"
 TEMPERATURE_LIMITS = "at the limit of what is tried: validation has too few mistakes, or too few hits, to fit one"
 
 
 @click.command("evaluate")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=click.Path(path_type=Path), shell_complete=complete_runs)
 @store_option
-@click.option("--split", "split_name", help="Another split of the store. [default: the one the model was trained on]")
+@click.option(
+    "--split",
+    "split_name",
+    shell_complete=complete_splits,
+    help="Another split of the store. [default: the one the model was trained on]",
+)
 @click.option("--part", type=click.Choice(["test", "val", "train", "all"]), help="[default: test; all without a split]")
 @click.option(
     "--presence",

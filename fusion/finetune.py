@@ -78,7 +78,7 @@ def finetune(
     name = check_name(runs, name or free_name(runs, f"{run.name}-tuned"), overwrite)
     config = run.config.model_copy(update={"finetuning": config.finetuning, "preprocessing": config.preprocessing})
     settings = config.finetuning
-    split = _split_of(run, store)
+    split = split_of(run, store)
     rows = {part: split.rows(code) for part, code in PARTS.items()}
     segments = load_features(run, store, allow_pending=allow_pending)
     targets, notes = load_labels(run, store)
@@ -90,7 +90,7 @@ def finetune(
     key = hashlib.sha256(training_key(store, segments, targets, [split], config).encode())
     key.update((run.folder / "model.safetensors").read_bytes())
 
-    with _raw_inputs(live, store, source, config, segments, rows, workers, progress) as inputs:
+    with raw_inputs(live, store, source, config, segments, rows, workers, progress) as inputs:
         at_once = min(EVALUATION_BATCH, settings.micro_batch_size or EVALUATION_BATCH)
         data = EndToEndData(without_vectors(segments, list(live)), inputs, at_once)
         frames = {slot: store.feature(run.features[slot]).max_frames for slot in live if slot in run.frame_slots}
@@ -149,7 +149,7 @@ def finetune(
 # Before it learns
 
 
-def _split_of(run: LoadedRun, store: Store) -> Split:
+def split_of(run: LoadedRun, store: Store) -> Split:
     """The split that the run was trained on; raises `TriadError` where this store does not have it as it was."""
     if own_store(run, store) is not store:
         raise TriadError(
@@ -173,7 +173,7 @@ def _what_to_beat(
 
 
 @contextmanager
-def _raw_inputs(
+def raw_inputs(
     live: Mapping[str, LiveSlot],
     store: Store,
     source: Source,

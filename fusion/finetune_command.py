@@ -10,11 +10,17 @@ from typing import Any
 import click
 
 from featurize.project import Project, project_options
+from fusion.completion import complete_runs
 
 
 @click.command("finetune")
 @click.option(
-    "--from", "start", required=True, type=click.Path(path_type=Path), help="A run of cli fit: a folder, or its name."
+    "--from",
+    "start",
+    required=True,
+    type=click.Path(path_type=Path),
+    shell_complete=complete_runs,
+    help="A run of cli fit: a folder, or its name.",
 )
 @project_options
 @click.option("--unfreeze", metavar="SLOTS", help="Whose encoders learn, e.g. audio,midi. [default: all that can]")
@@ -38,6 +44,7 @@ from featurize.project import Project, project_options
 @click.option("--allow-pending", is_flag=True, help="Count rows that are not featurized yet as missing.")
 @click.option("--allow-leak", is_flag=True, help="Accept encoders that saw labels of held-out groups; the run says so.")
 @click.option("--overwrite", is_flag=True, help="Replace a run of the same name.")
+@click.option("--dry-run", is_flag=True, help="Say what would learn and how long it takes; no more.")
 @click.option("--json", "as_json", is_flag=True, help="Print metrics.json.")
 def finetune_command(
     project: Project,
@@ -49,6 +56,7 @@ def finetune_command(
     epochs: int | None,
     precision: str | None,
     workers: int | None,
+    dry_run: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -76,6 +84,12 @@ def finetune_command(
     }
     values = project.config.model_dump(mode="python")
     values["finetuning"] |= {key: value for key, value in given.items() if value is not None}
+    config = validated(values, "the options")
+    options |= {"places": _places(places), "trained": project.trained_encoders}
+    options["workers"] = os.cpu_count() or 1 if workers is None else workers
+    if dry_run:
+        _show_plan(project, load_run(start), config, options, as_json)
+        return
     say = (lambda line: click.echo(line, err=True)) if as_json else click.echo
     store = project.open_store()
     with named_progress("finetune") as progress:
@@ -83,10 +97,7 @@ def finetune_command(
             store,
             project.open_source(store),
             load_run(start),
-            validated(values, "the options"),
-            places=_places(places),
-            trained=project.trained_encoders,
-            workers=os.cpu_count() or 1 if workers is None else workers,
+            config,
             say=say,
             progress=progress,
             **options,
@@ -100,6 +111,25 @@ def finetune_command(
     for slot, facts in run.metrics["finetuning"]["slots"].items():
         precision = "" if facts["precision"] == "fp32" else f" --precision {facts['precision']}"
         click.echo(f"  cli featurize --encoder {run.metrics['run']}:{slot}{precision}")
+
+
+def _show_plan(project: Project, run: Any, config: Any, options: dict[str, Any], as_json: bool) -> None:
+    from featurize.progress import duration, size
+    from fusion.finetune_dry_run import plan_finetuning
+
+    store = project.open_store()
+    plan = plan_finetuning(store, project.open_source(store), run, config, **options)
+    if as_json:
+        click.echo(json.dumps({**vars(plan), "seconds": plan.seconds}, indent=2))
+        return
+    click.echo(f"{options['runs'] / plan.run}: {plan.segments:,} training segments, at most {plan.epochs:,} epochs")
+    for slot, n in plan.learning.items():
+        click.echo(f"  {slot}: {n:,} weights of {run.features[slot]} would learn")
+    click.echo(
+        f"  about {duration(plan.read_seconds)} to read, {duration(plan.seconds_per_epoch)} an epoch, at most"
+        f" {duration(plan.seconds)} in all; measured on {plan.sample:,} segments"
+    )
+    click.echo(f"  {size(plan.n_bytes)} of weights. Nothing was written.")
 
 
 def _places(pairs: tuple[str, ...]) -> dict[str, Path]:

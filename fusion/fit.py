@@ -74,14 +74,9 @@ def fit(
     `split_name` may name a split or a set of folds. Raises `TriadError`s where something does not fit.
     """
     strategy = config.model.fusion.strategy
-    with_frames = fusion_class(strategy).reads_frames
     name = check_name(runs, name or free_name(runs, strategy), overwrite)
-    splits = open_splits(store, split_name or config.split.name)
-    features = choose_features(store, config)
-    stream = config.training.stream
-    data = open_segments(store, features, stream, with_frames=with_frames, allow_pending=allow_pending)
-    targets = load_targets(store, list(config.model.targets))
-    notes = check_encoders(store, data.features, splits, allow_leak) + gaps(data, targets, splits)
+    loaded = load_inputs(store, config, split_name, allow_pending=allow_pending, allow_leak=allow_leak)
+    data, targets, splits, notes = loaded.data, loaded.targets, loaded.splits, loaded.notes
 
     with new_run(runs, name) as folder:
         key = training_key(store, data, targets, splits, config)
@@ -98,7 +93,7 @@ def fit(
         job.run()
         if isinstance(data, StreamedSegments):
             data.check_unchanged()
-            n_bytes = feature_bytes(store, features, with_frames)
+            n_bytes = feature_bytes(store, data.features, fusion_class(strategy).reads_frames)
             notes.append(f"{n_bytes / 2**30:.1f} GiB of features were streamed from the store, not read into memory.")
 
         metrics = {
@@ -133,6 +128,29 @@ def fit(
 
         write_report(folder)
     return Run(runs / name, metrics)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is trained on, checked. notes: what the reader of the result must know."""
+
+    data: SegmentData | StreamedSegments
+    targets: list[Target]
+    splits: list[Split]
+    notes: list[str]
+
+
+def load_inputs(
+    store: Store, config: Config, split_name: str | None, *, allow_pending: bool = False, allow_leak: bool = False
+) -> Inputs:
+    """Features, labels and splits of a `fit`. Raises `TriadError`s where something does not fit."""
+    with_frames = fusion_class(config.model.fusion.strategy).reads_frames
+    splits = open_splits(store, split_name or config.split.name)
+    features, stream = choose_features(store, config), config.training.stream
+    data = open_segments(store, features, stream, with_frames=with_frames, allow_pending=allow_pending)
+    targets = load_targets(store, list(config.model.targets))
+    notes = check_encoders(store, data.features, splits, allow_leak) + gaps(data, targets, splits)
+    return Inputs(data, targets, splits, notes)
 
 
 @dataclass(frozen=True)
@@ -198,7 +216,7 @@ class _Job:
             rows["train"],
             rows["val"],
             self._config.model.fusion,
-            self._training_of(data),
+            training_of(self._config.training, data.slots, self._data.slots),
             seed,
             self._checkpoint(
                 f"{'-'.join(str(self._data.slots.index(slot)) for slot in data.slots)}.{number}.{seed}.pt"
@@ -216,14 +234,6 @@ class _Job:
             per_split = len(self._config.training.seeds) * (1 + len(self._alone))
             self._progress(self._done, per_split * len(self._splits))
         return trained
-
-    def _training_of(self, data: StoredSegments) -> TrainingConfig:
-        """What is set for a slot that these data do not have is for another training."""
-        training = self._config.training
-        slots = {
-            slot: own for slot, own in training.slots.items() if slot in data.slots or slot not in self._data.slots
-        }
-        return training.model_copy(update={"slots": slots})
 
     def notes(self) -> list[str]:
         return [*self._notes_on_samples(), *self._notes_on_gradients()]
@@ -289,6 +299,12 @@ class _Job:
         val_loss = trained.history[trained.best_epoch - 1]["val_loss"]
         if number == 0 and (not hasattr(self, "saved") or val_loss < self.saved.val_loss):
             self.saved = _Saved(split.name, seed, val_loss, trained)
+
+
+def training_of(training: TrainingConfig, slots: Sequence[str], all_slots: Sequence[str]) -> TrainingConfig:
+    """For a training on some of all slots: what is set for another slot is for another training."""
+    own = {slot: own for slot, own in training.slots.items() if slot in slots or slot not in all_slots}
+    return training.model_copy(update={"slots": own})
 
 
 def open_splits(store: Store, name: str) -> list[Split]:

@@ -10,15 +10,30 @@ from typing import Any
 import click
 
 from featurize.project import Project, project_options
+from stores.completion import complete_features, complete_labels, complete_splits
 
 
 @click.command("leaks")
 @project_options
-@click.option("--split", "split_name", help="A split, or a set of folds. [default: split.name]")
 @click.option(
-    "--feature", "features", multiple=True, metavar="SLOT/NAME", help="Only these; repeatable. [default: all]"
+    "--split", "split_name", shell_complete=complete_splits, help="A split, or a set of folds. [default: split.name]"
 )
-@click.option("--target", "target_names", multiple=True, metavar="LABEL[:KIND]", help="Which labels; repeatable.")
+@click.option(
+    "--feature",
+    "features",
+    multiple=True,
+    metavar="SLOT/NAME",
+    shell_complete=complete_features,
+    help="Only these; repeatable. [default: all]",
+)
+@click.option(
+    "--target",
+    "target_names",
+    multiple=True,
+    metavar="LABEL[:KIND]",
+    shell_complete=complete_labels,
+    help="Which labels; repeatable.",
+)
 @click.option("--scores", is_flag=True, help="Train on this split, and on its segments dealt one by one, to compare.")
 @click.option("--seeds", type=click.IntRange(1), help="How many seeds to train. [default: training.seeds, 3]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from featurize.project import Project, project_options
+from fusion.completion import complete_runs
 
 if TYPE_CHECKING:
     from fusion.prediction_file import Write
@@ -21,7 +22,7 @@ FEW_SEGMENTS = 100  # are prepared sooner than other processes have started
 
 
 @click.command("predict")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=click.Path(path_type=Path), shell_complete=complete_runs)
 @click.argument("data", type=click.Path(path_type=Path))
 @project_options
 @click.option(

@@ -1,4 +1,4 @@
-"""`cli inspect`, `cli verify` and `cli convert`: what a store holds, whether it is whole, in which form."""
+"""`cli verify` and `cli convert`: whether a store is whole, and in which form; and what it holds, as lines of text."""
 
 from __future__ import annotations
 
@@ -22,25 +22,6 @@ def store_option(command: Command) -> Command:
         show_default=True,
         help="The feature store.",
     )(command)
-
-
-@click.command("inspect")
-@store_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every encoder record in full.")
-def inspect_command(store_path: Path, as_json: bool) -> None:
-    """Show what a store holds: segments, labels, splits, and each feature's present, absent and failed rows.
-
-    Warns of features that look degenerate: columns that never vary, vectors that are zero, equal, or far from the rest.
-
-    \b
-    Example:
-      cli inspect --store features.zarr
-    """
-    from stores import open_store
-    from stores.inspect import summarize
-
-    summary = summarize(open_store(store_path))
-    click.echo(json.dumps(summary, indent=2) if as_json else "\n".join(_lines(summary)))
 
 
 @click.command("verify")
@@ -100,7 +81,8 @@ def convert_command(origin: Path, target: Path, replace: bool, as_json: bool) ->
     )
 
 
-def _lines(summary: dict[str, Any]) -> list[str]:
+def summary_lines(summary: dict[str, Any]) -> list[str]:
+    """summary: of `stores.inspect.summarize`."""
     lines = [f"{summary['location']}: {summary['segments']:,} segments in {summary['groups']:,} groups"]
     lines.append("")
     lines.append("labels")

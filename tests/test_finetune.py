@@ -97,6 +97,21 @@ def end_to_end(project):
         yield open_run
 
 
+def test_a_dry_run_says_what_would_learn_and_changes_nothing(project, run_cli):
+    def every_byte():
+        return {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
+
+    before = every_byte()
+    arguments = ("finetune", "--from", "early", "--unfreeze", "audio,text", *QUICK, "--dry-run")
+    plan = json.loads(run_cli(*arguments, "--json").output)
+    assert every_byte() == before
+    assert plan["run"] == "early-tuned" and plan["epochs"] == 2 and list(plan["learning"]) == ["text", "audio"]
+    assert min(plan["learning"].values()) > 0 and plan["seconds_per_epoch"] > 0
+    assert plan["seconds"] > plan["epochs"] * plan["seconds_per_epoch"] + plan["read_seconds"]
+    assert "weights of audio/mel_cnn would learn" in run_cli(*arguments).output
+    assert "exists" in run_cli(*arguments, "--name", "late", code=2).output
+
+
 @pytest.mark.parametrize("name", ["late", "early"])
 @pytest.mark.parametrize("unfreeze", [None, ["audio"]], ids=["all slots live", "audio live"])
 def test_frozen_end_to_end_logits_are_those_of_the_store(end_to_end, name, unfreeze):
