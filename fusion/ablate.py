@@ -149,6 +149,9 @@ def ablate(
     for table in TABLES:
         write_rows(folder, table, [row for rows in found for row in rows[table]])
     write_json(folder / "metrics.json", metrics)
+    from fusion.report import write_ablation_report  # matplotlib is slow to import
+
+    write_ablation_report(folder)
     return Ablation(folder, metrics, sum(map(len, grid.values())) * len(splits), n_run)
 
 

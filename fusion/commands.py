@@ -1,4 +1,4 @@
-"""`cli train-encoder`, `cli fit`, `cli report` and `cli config`: from segments or features to a result."""
+"""`cli train-encoder`, `cli fit` and `cli config`: from segments or features to a result."""
 
 from __future__ import annotations
 
@@ -113,8 +113,9 @@ def train_encoder_command(
 @click.option("--allow-pending", is_flag=True, help="Count rows that are not featurized yet as missing.")
 @click.option("--allow-leak", is_flag=True, help="Accept encoders that saw labels of held-out groups; the run says so.")
 @click.option("--overwrite", is_flag=True, help="Replace a run of the same name.")
+@click.option("--plain-report", is_flag=True, help="A report of numbers alone: no map, texts, audio or data health.")
 @click.option("--json", "as_json", is_flag=True, help="Print metrics.json.")
-def fit_command(project: Project, as_json: bool, runs: Path, **options: Any) -> None:
+def fit_command(project: Project, as_json: bool, runs: Path, plain_report: bool, **options: Any) -> None:
     """Train a fusion head on stored features, each slot alone and the baselines beside it, and write a run.
 
     \b
@@ -123,6 +124,7 @@ def fit_command(project: Project, as_json: bool, runs: Path, **options: Any) -> 
     """
     from featurize.progress import progress_bar
     from fusion.fit import fit
+    from fusion.report_parts import PLAIN, ReportParts
     from fusion.table import result_lines
 
     config = _with_options(project.config, options)
@@ -132,6 +134,7 @@ def fit_command(project: Project, as_json: bool, runs: Path, **options: Any) -> 
             config,
             runs=runs,
             progress=progress,
+            report=PLAIN if plain_report else ReportParts(),
             **{key: options[key] for key in ("name", "split_name", "with_baselines", "overwrite")},
             **{key: options[key] for key in ("allow_pending", "allow_leak")},
         )
@@ -144,21 +147,6 @@ def fit_command(project: Project, as_json: bool, runs: Path, **options: Any) -> 
         click.echo(f"\nOnly {n_groups} test groups, hence the wide intervals. All groups are tested in turn with:")
         click.echo("  cli split --folds 5 --name cv && cli fit --split cv")
     click.echo(f"\nRun: {run.folder}   Report: {run.folder / 'report.html'}")
-
-
-@click.command("report")
-@click.argument("run", type=click.Path(path_type=Path))
-def report_command(run: Path) -> None:
-    """Write RUN's report.html anew from what the run folder holds. RUN is a folder or a name in runs/.
-
-    \b
-    Example:
-      cli report runs/gated
-    """
-    from fusion.report import write_report
-    from fusion.runs import open_run
-
-    click.echo(f"Report: {write_report(open_run(run))}")
 
 
 @click.command("config")

@@ -25,6 +25,7 @@ from fusion.leaks import check_encoders
 from fusion.metrics import headline_metric, score
 from fusion.modules import fusion_class
 from fusion.optimization import dominating_slot
+from fusion.report_parts import ReportParts
 from fusion.runs import (
     CHECKPOINTS,
     check_name,
@@ -65,6 +66,7 @@ def fit(
     allow_leak: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
+    report: ReportParts = ReportParts(),  # noqa: B008 (frozen)
 ) -> Run:
     """Train `config.model.fusion` on the store's features; returns the finished run.
 
@@ -121,7 +123,7 @@ def fit(
         write_json(folder / "metrics.json", metrics)
         from fusion.report import write_report  # matplotlib is slow to import
 
-        write_report(folder)
+        write_report(folder, report, store=store, config=config)
     return Run(runs / name, metrics)
 
 
