@@ -109,7 +109,7 @@ def environment(**facts: Any) -> dict[str, Any]:
     """Versions, machine and command, with further `facts` of the run."""
     return {
         "command": shlex.join(["cli", *sys.argv[1:]]),
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "recorded_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),

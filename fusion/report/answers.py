@@ -96,7 +96,7 @@ def answers(run: RunFolder, name: str, facts: Any) -> Answers:
 def _distinct(ids: np.ndarray) -> tuple[list[str], np.ndarray, np.ndarray]:
     """The ids in the order they come, the row where each comes first, and the place of every row's among them."""
     place: dict[str, int] = {}
-    first = []
+    first: list[int] = []
     for row, segment_id in enumerate(ids.tolist()):
         if segment_id not in place:
             place[segment_id] = len(first)

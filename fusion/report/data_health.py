@@ -1,4 +1,4 @@
-"""What the store says of the data a run was trained on: missing, failed, equal, odd, and what leaks across its parts."""
+"""What the store says of the data a run was trained on: missing, failed, equal, odd; and what leaks."""
 
 from __future__ import annotations
 

@@ -314,7 +314,7 @@ function startMap(data) {
       const audio = make("audio", { controls: true, preload: "none", src: clipUrl(id) });
       audio.setAttribute("aria-label", `Audio of ${id}`);
       children.push(audio);
-    } else children.push(make("p", { className: "quiet small", textContent: data.noAudio || "Its audio is not in this file." }));
+    } else children.push(make("p", { className: "quiet small", textContent: data.noAudio || "It has no audio, or it is not among the clips in this file." }));
     box.replaceChildren(...children);
   }
 

@@ -102,14 +102,15 @@ def own_features(run: RunFolder, store: Store) -> dict[str, str]:
     }
 
 
-def _open_source(
-    store: Store, parts: ReportParts, data_path: Path | None
-) -> tuple[Source | None, dict[str, str]]:
+def _open_source(store: Store, parts: ReportParts, data_path: Path | None) -> tuple[Source | None, dict[str, str]]:
     why_not = {} if parts.texts else {"texts": "Texts were left out (--no-text)."}
     if parts.audio is False:
         why_not["audio"] = "Audio was left out (--no-audio)."
     if len(why_not) == 2:
         return None, why_not
+    if "path" not in store.source:  # a store that a program made
+        said = f"{store.tree.location} does not say where its raw data is."
+        return None, {"texts": said, "audio": said}
     try:
         source = open_source_of(store, Path(store.tree.location), FeaturizeConfig(data=DataConfig(path=data_path)))
         StoreRows(store, source, "text")  # whether it still has the store's segments

@@ -12,6 +12,7 @@ from fusion.report.answers import Answers, answers
 from fusion.report.by_kind import OUTCOMES, Outcome
 from fusion.report.clips import Clips, make_clips
 from fusion.report.data_health import DataHealth, data_health
+from fusion.report.downloads import Download
 from fusion.report.figures import Dot, learning_curves, model_intervals, of_model, pattern_intervals, slot_weights
 from fusion.report.folder import FUSION, RunFolder
 from fusion.report.headline import ALONE, Headline, best_single_slot, headline
@@ -23,7 +24,6 @@ from fusion.report.segment_map import SegmentMap, build_map
 from fusion.report.slot_figures import WeightRow, gradient_norms, weights_by_class, weights_by_pattern
 from fusion.report.svg import Picture
 from fusion.report.words import BASELINES, verdict
-from fusion.report.downloads import Download
 from fusion.table import model_label
 from stores.errors import TriadError
 

@@ -1,4 +1,4 @@
-"""The reliability diagram: whether what is said with 70% comes true in 70% of the cases. Source: `fusion.calibration`."""
+"""The reliability diagram: does what is said with 70% come true in 70% of the cases? Source: `fusion.calibration`."""
 
 from __future__ import annotations
 

@@ -143,7 +143,8 @@ def _of_target(target: Target, said: Answers | None, store: Store, rows: np.ndar
     def spread(values: Any, missing: Any) -> np.ndarray:
         all_rows = np.full(store.n_segments, missing, dtype=object if isinstance(missing, str) else np.float64)
         all_rows[of_store[there]] = np.asarray(values, dtype=all_rows.dtype)[there]
-        return all_rows[rows]
+        sampled: np.ndarray = all_rows[rows]
+        return sampled
 
     if target.kind == "regression":
         return [

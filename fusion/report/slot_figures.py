@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from fusion.report.folder import RunFolder
 from fusion.report.svg import SERIES, Picture, picture
@@ -43,7 +43,10 @@ def gradient_norms(history: pa.Table, slots: Sequence[str], prefix: str) -> Pict
             axes.plot(
                 epochs, mean, f"{marker}-", color=color, markevery=every, markersize=5, linewidth=2, label=short(slot)
             )
-        axes.set_yscale("log" if _all_positive(history, columns.values()) else "linear")
+        if _all_positive(history, list(columns.values())):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # the usual one is a formula
+            axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(axis="y")
         axes.set_xlabel("epoch")
         axes.set_ylabel("gradient norm")
@@ -63,8 +66,8 @@ def gradient_norms(history: pa.Table, slots: Sequence[str], prefix: str) -> Pict
     )
 
 
-def _all_positive(history: pa.Table, columns: Sequence[str] | object) -> bool:
-    values = [history[column].drop_null().to_numpy() for column in columns]  # type: ignore[attr-defined]
+def _all_positive(history: pa.Table, columns: Sequence[str]) -> bool:
+    values = [history[column].drop_null().to_numpy() for column in columns]
     return all(len(found) and (found > 0).all() for found in values)
 
 
@@ -93,7 +96,7 @@ def weights_by(run: RunFolder, labels: Sequence[str]) -> list[WeightRow]:
             float(weights[here & there[:, column], column].mean()) if (here & there[:, column]).any() else None
             for column in range(len(run.slots))
         ]
-        n = int(round(here.sum() / max(len(np.unique(run.seeds)), 1)))
+        n = round(float(here.sum()) / max(len(np.unique(run.seeds)), 1))
         rows.append(WeightRow(str(names[code]), n, means))
     return rows
 
