@@ -143,19 +143,60 @@ function startMap(data) {
     brush.fill();
   }
 
-  let sprites = { key: "", images: [] };
-  function spritesOf(radius) {
-    const key = `${radius} ${legend.map((entry) => entry.colour + entry.shape).join()}`;
-    if (sprites.key !== key) {
-      const side = Math.ceil(2.6 * radius) + 2;
-      const images = legend.map((entry) => {
-        const image = make("canvas", { width: side, height: side });
-        drawShape(image.getContext("2d"), entry, side / 2, side / 2, radius);
-        return image;
-      });
-      sprites = { key, images, side };
+  // Points are blended into one image by hand: thousands of calls of drawImage take 30 ms a frame, this takes a few.
+
+  let stamps = { key: "" };
+
+  /** For each entry of the legend its colour, and the pixels it covers as x, y and opacity, about its centre. */
+  function stampsOf(radius) {
+    const alpha = onMap.length > 1500 ? 0.75 : 0.9;
+    const key = `${radius} ${alpha} ${legend.map((entry) => entry.colour + entry.shape).join()}`;
+    if (stamps.key === key) return stamps;
+    const reach = Math.ceil(1.3 * radius);
+    const side = 2 * reach + 1;
+    const brush = make("canvas", { width: side, height: side }).getContext("2d", { willReadFrequently: true });
+    const marks = legend.map((entry) => {
+      brush.clearRect(0, 0, side, side);
+      drawShape(brush, entry, side / 2, side / 2, radius);
+      const pixels = brush.getImageData(0, 0, side, side).data;
+      const covered = [];
+      let rgb = [0, 0, 0];
+      for (let at = 0, opaque = 0; at < side * side; at++) {
+        const opacity = pixels[4 * at + 3];
+        if (opacity > opaque) [opaque, rgb] = [opacity, [...pixels.slice(4 * at, 4 * at + 3)]];
+        if (opacity) covered.push(at % side - reach, Math.floor(at / side) - reach, alpha * opacity / 255);
+      }
+      return { rgb, covered: Float32Array.from(covered) };
+    });
+    stamps = { key, marks, reach };
+    return stamps;
+  }
+
+  let frame = null;
+  function drawPoints() {
+    const { width, height } = canvas;
+    if (!frame || frame.width !== width || frame.height !== height) frame = context.createImageData(width, height);
+    const pixels = frame.data;
+    const [red, green, blue] = getComputedStyle(canvas).backgroundColor.match(/\d+/g).map(Number);
+    const one = new Uint32Array(Uint8Array.of(red, green, blue, 255).buffer)[0];
+    new Uint32Array(pixels.buffer).fill(one);
+    const { marks, reach } = stampsOf(pointRadius());
+    const xy = feature.xy;
+    const scale = view.scale / 65534;
+    for (const point of onMap) {
+      const x = Math.round(xy[2 * point] * scale + view.x);
+      const y = Math.round(xy[2 * point + 1] * scale + view.y);
+      if (x < reach || y < reach || x >= width - reach || y >= height - reach) continue;
+      const { rgb, covered } = marks[bins[point]];
+      for (let at = 0; at < covered.length; at += 3) {
+        const pixel = 4 * ((y + covered[at + 1]) * width + x + covered[at]);
+        const opacity = covered[at + 2];
+        pixels[pixel] += (rgb[0] - pixels[pixel]) * opacity;
+        pixels[pixel + 1] += (rgb[1] - pixels[pixel + 1]) * opacity;
+        pixels[pixel + 2] += (rgb[2] - pixels[pixel + 2]) * opacity;
+      }
     }
-    return sprites;
+    context.putImageData(frame, 0, 0);
   }
 
   let waiting = false;
@@ -177,19 +218,7 @@ function startMap(data) {
 
   function draw() {
     waiting = false;
-    context.clearRect(0, 0, canvas.width, canvas.height);
-    const { images, side } = spritesOf(pointRadius());
-    const xy = feature.xy;
-    const half = side / 2;
-    const scale = view.scale / 65534;
-    context.globalAlpha = onMap.length > 1500 ? 0.75 : 0.9;
-    for (const point of onMap) {
-      const x = xy[2 * point] * scale + view.x - half;
-      const y = xy[2 * point + 1] * scale + view.y - half;
-      if (x < -side || y < -side || x > canvas.width || y > canvas.height) continue;
-      context.drawImage(images[bins[point]], x | 0, y | 0);
-    }
-    context.globalAlpha = 1;
+    drawPoints();
     const ink = getComputedStyle(canvas).color;
     for (const [point, width] of [[hovered, 1.5], [selected, 3]]) {
       if (point < 0 || feature.xy[2 * point] === NOWHERE) continue;
