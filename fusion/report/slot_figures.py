@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from fusion.report.folder import RunFolder
 from fusion.report.svg import SERIES, Picture, picture
@@ -45,6 +45,7 @@ def gradient_norms(history: pa.Table, slots: Sequence[str], prefix: str) -> Pict
             )
         if _all_positive(history, list(columns.values())):
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # the usual one is a formula
             axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(axis="y")
