@@ -38,7 +38,7 @@ SMALL = [part for setting in ("training.epochs=2", "training.seeds=[0]", "traini
          for part in ("--set", setting)]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trained(demo_data, tmp_path_factory):
     """A project with a finished run; copied, never written to."""
     from click.testing import CliRunner
