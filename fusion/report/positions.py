@@ -35,8 +35,9 @@ def place(vectors: np.ndarray, projection: Literal["pca", "tsne"]) -> Placed:
         return Placed(np.zeros((len(values), 2)), "Fewer than three different vectors: there is nothing to place.")
     values, spread = values[:, varies], spread[varies]
     standardized = bool(spread.max() > COMMON_SCALE * np.median(spread))
-    if standardized:
-        values = ((values - values.mean(axis=0, dtype=np.float64)) / spread).astype(np.float32)
+    # one scale for all columns changes no direction, and squares of very small or large numbers stay numbers
+    scale = spread if standardized else spread.max()
+    values = ((values - values.mean(axis=0, dtype=np.float64)) / scale).astype(np.float32)
     of_what = f"{values.shape[1]:,} {'standardized ' if standardized else ''}columns"
     if projection == "tsne" and len(values) >= MIN_TSNE_ROWS:
         return _tsne(values, of_what)
