@@ -32,7 +32,7 @@ COMMANDS = {  # in the order of the work
     "export": ("fusion.export_command:export_command", "Write a run's model as ONNX."),
     "leaks": ("fusion.leak_command:leaks_command", "Look for what leaks from train into val and test."),
     "finetune": ("fusion.finetune_command:finetune_command", "Train a run's encoders and its head together."),
-    "report": ("fusion.commands:report_command", "Write a run's report.html anew."),
+    "report": ("fusion.report_command:report_command", "The report of a run or an ablation again."),
     "config": ("fusion.config_command:config_command", "Write, show or describe the configuration."),
     "completion": ("stores.completion:completion_command", "Teach your shell the names of everything."),
 }

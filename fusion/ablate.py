@@ -40,6 +40,7 @@ from fusion.fit import PARTS, open_splits
 from fusion.leaks import check_encoders
 from fusion.memory import read_into_memory
 from fusion.modules import FUSIONS, fusion_class
+from fusion.report import write_ablation_report
 from fusion.runs import check_name, environment, write_config, write_json, write_model
 from fusion.shapley import LINEAR, MAJORITY, MASK_ONLY, TABLES, Cell, Finished, Model, TargetTables, write_rows
 from fusion.targets import Target, load_targets
@@ -146,6 +147,7 @@ def ablate(
     for table in TABLES:
         write_rows(folder, table, [row for rows in found for row in rows[table]])
     write_json(folder / "metrics.json", metrics)
+    write_ablation_report(folder)
     return Ablation(folder, metrics, sum(map(len, grid.values())) * len(splits), n_run)
 
 

@@ -107,6 +107,7 @@ def ablate_command(
         return
     click.echo("\n".join(ablation_lines(found.metrics)))
     click.echo(f"\nTrain the best: {fit_line(found.metrics, config, click.get_current_context().params)}")
+    click.echo(f"Report: {found.folder / 'report.html'}")
     click.echo(f"Tables: {found.folder}/*.csv and *.parquet   {found.n_run:,} of {found.n_cells:,} cells were run now")
 
 

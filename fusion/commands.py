@@ -1,4 +1,4 @@
-"""`cli train-encoder`, `cli fit` and `cli report`: from segments or features to a result."""
+"""`cli train-encoder` and `cli fit`: from segments or features to a result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 
 from featurize.commands import complete_encoders
 from featurize.project import Project, project_options
-from fusion.completion import complete_fusions, complete_runs
+from fusion.completion import complete_fusions
 from stores.completion import complete_features, complete_labels, complete_splits
 
 FEW_GROUPS = 30  # below this a bootstrap over groups is rough
@@ -157,9 +157,10 @@ def train_encoder_command(
 @click.option("--allow-pending", is_flag=True, help="Count rows that are not featurized yet as missing.")
 @click.option("--allow-leak", is_flag=True, help="Accept encoders that saw labels of held-out groups; the run says so.")
 @click.option("--overwrite", is_flag=True, help="Replace a run of the same name.")
+@click.option("--plain-report", is_flag=True, help="A report of numbers alone: no map, texts, audio or data health.")
 @click.option("--dry-run", is_flag=True, help="Say what there is to train and how long it takes; no more.")
 @click.option("--json", "as_json", is_flag=True, help="Print metrics.json.")
-def fit_command(project: Project, as_json: bool, dry_run: bool, runs: Path, **options: Any) -> None:
+def fit_command(project: Project, as_json: bool, dry_run: bool, runs: Path, plain_report: bool, **options: Any) -> None:
     """Train a fusion head on stored features, each slot alone and the baselines beside it, and write a run.
 
     \b
@@ -168,6 +169,7 @@ def fit_command(project: Project, as_json: bool, dry_run: bool, runs: Path, **op
     """
     from featurize.progress import progress_bar
     from fusion.fit import fit
+    from fusion.report_parts import PLAIN, ReportParts
     from fusion.table import result_lines
 
     config = _with_options(project.config, options)
@@ -177,7 +179,8 @@ def fit_command(project: Project, as_json: bool, dry_run: bool, runs: Path, **op
         _show_plan(project, config, settings, as_json)
         return
     with progress_bar("fit", "trainings") as progress:
-        run = fit(project.open_store(), config, progress=progress, **settings)
+        report = PLAIN if plain_report else ReportParts()
+        run = fit(project.open_store(), config, progress=progress, report=report, **settings)
     if as_json:
         click.echo(json.dumps(run.metrics, indent=2))
         return
@@ -204,21 +207,6 @@ def _show_plan(project: Project, config: Any, settings: dict[str, Any], as_json:
         click.echo(f"  {n:,} x {model}, {plan.seconds_per_epoch[model] * 1000:,.0f} ms an epoch (measured)")
     click.echo(f"  at most {duration(plan.seconds)}, where early stopping ends none; baselines and report come on top")
     click.echo(f"  {size(plan.n_bytes)} of weights. Nothing was written.")
-
-
-@click.command("report")
-@click.argument("run", type=click.Path(path_type=Path), shell_complete=complete_runs)
-def report_command(run: Path) -> None:
-    """Write RUN's report.html anew from what the run folder holds. RUN is a folder or a name in runs/.
-
-    \b
-    Example:
-      cli report runs/gated
-    """
-    from fusion.report import write_report
-    from fusion.runs import open_run
-
-    click.echo(f"Report: {write_report(open_run(run))}")
 
 
 def _with_options(config: Any, options: dict[str, Any]) -> Any:

@@ -38,6 +38,7 @@ from fusion.leaks import check_encoders, seen
 from fusion.live_slots import LiveSlot, live_slots
 from fusion.load_run import LoadedRun, load_features, load_labels, own_store
 from fusion.raw_data import EVALUATION_BATCH, RawInputs
+from fusion.report_parts import ReportParts
 from fusion.runs import CHECKPOINTS, check_name, free_name, new_run, write_config, write_json, write_model, write_table
 from fusion.targets import Target
 from fusion.train import Trained, train_model
@@ -142,7 +143,7 @@ def finetune(
             write_json(folder / "metrics.json", metrics)
             from fusion.report import write_report  # matplotlib is slow to import
 
-            write_report(folder)
+            write_report(folder, ReportParts(), store=store)
     return Run(runs / name, metrics)
 
 

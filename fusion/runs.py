@@ -16,10 +16,12 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -106,7 +108,8 @@ def write_model(path: Path, weights: Mapping[str, Any], facts: Mapping[str, Any]
 def environment(**facts: Any) -> dict[str, Any]:
     """Versions, machine and command, with further `facts` of the run."""
     return {
-        "command": " ".join(["cli", *sys.argv[1:]]),
+        "command": shlex.join(["cli", *sys.argv[1:]]),
+        "recorded_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),

@@ -203,7 +203,7 @@ MISTAKES = [  # arguments, what the message must hold
     (["config", "--set", "training.lr=-1"], ["training.lr is -1", "greater than 0"]),
     (["config", "--set", "training"], ["KEY=VALUE"]),
     (["config", "--config", "none.yaml"], ["none.yaml", "No such file"]),
-    (["report", "nope"], ["no run 'nope'"]),
+    (["report", "nope"], ["no run or ablation 'nope'"]),
 ]
 
 

@@ -102,7 +102,7 @@ def test_one_slot_needs_no_slot_alone(store, tmp_path):
 def test_a_run_is_complete_or_not_there(store, tmp_path, monkeypatch):
     import fusion.report
 
-    monkeypatch.setattr(fusion.report, "write_report", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(fusion.report, "write_report", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         fit(store, CONFIG, runs=tmp_path, name="x", with_baselines=False)
     assert not (tmp_path / "x").exists()

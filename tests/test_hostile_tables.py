@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -59,14 +60,36 @@ class Elements(HTMLParser):
         self.tags: set[str] = set()
         self.attributes: set[str] = set()
         self.text = ""
+        self.scripts: list[str] = []
+        self._in_script = False
         self.feed(html)
 
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
         self.attributes |= {name for name, _ in attrs}
+        self._in_script = tag == "script"
+        if self._in_script:
+            self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        self._in_script = False
 
     def handle_data(self, data):
-        self.text += data
+        if self._in_script:
+            self.scripts[-1] += data
+        else:
+            self.text += data
+
+
+def check_page(path):
+    """Nothing of the data became markup, and only the page's own script and data that are JSON are scripts."""
+    page = Elements(path.read_text("utf-8"))
+    assert not page.tags & {"img", "b", "iframe", "object"}
+    assert not {name for name in page.attributes if name.startswith("on")}
+    assert "<b>mood</b>" in page.text
+    *data, script = page.scripts
+    assert script.startswith('"use strict";') and "alert" not in script
+    return page, [json.loads(content) for content in data]
 
 
 def test_hostile_ids_and_labels_pass_through_as_text(hostile_project, run_cli):
@@ -75,10 +98,10 @@ def test_hostile_ids_and_labels_pass_through_as_text(hostile_project, run_cli):
     settings = [part for setting in small for part in ("--set", setting)]
     run_cli("fit", "--name", "a", "--target", "<b>mood</b>", *settings)
 
-    page = Elements(Path("runs/a/report.html").read_text("utf-8"))
-    assert not page.tags & {"script", "img", "b", "iframe", "object"}
-    assert not {name for name in page.attributes if name.startswith("on")}
-    assert "<b>mood</b>" in page.text and "alert('x')" in page.text
+    page, (on_map,) = check_page(Path("runs/a/report.html"))
+    assert "alert('x')" in page.text
+    assert [text.encode("utf-8", "replace").decode() for text in hostile_project] == on_map["ids"]
+    assert set(on_map["colours"][0]["classes"]) == set(LABELS)
 
     run_cli("predict", "a", "features.zarr", "--out", "p.csv")
     with Path("p.csv").open(newline="", encoding="utf-8") as file:
@@ -88,6 +111,8 @@ def test_hostile_ids_and_labels_pass_through_as_text(hostile_project, run_cli):
     assert '\'=HYPERLINK("http://x")' in words and not [cell for cell in words if cell.startswith(FORMULA_STARTS)]
 
     run_cli("ablate", "--fusion", "late", "--slots", "all", "--target", "<b>mood</b>", *settings)
+    page, data = check_page(Path("ablations/default/report.html"))
+    assert data == []
     top = {path.relative_to(Path.cwd()).parts[0] for path in Path.cwd().rglob("*")}
     assert top == {"vectors.parquet", "features.zarr", "runs", "ablations", "p.csv"}, "an id or a group named a file"
 

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from featurize.errors import UnknownName
 from fusion.run_json import read_run_json
 from stores.errors import TriadError
 
@@ -22,6 +23,7 @@ FUSION = "fusion"  # the model's name in history.parquet, as in fusion.evaluate,
 class RunFolder:
     """metrics, environment: the parsed JSON. history: one row an epoch. predictions: one row a segment, split, seed."""
 
+    folder: Path
     metrics: Mapping[str, Any]
     environment: Mapping[str, Any]
     config: str
@@ -35,6 +37,7 @@ class RunFolder:
         environment = read_run_json(run / "environment.json")
         try:
             return cls(
+                folder=run,
                 metrics=metrics,
                 environment=environment,
                 config=(run / "config.yaml").read_text("utf-8"),
@@ -71,3 +74,15 @@ class RunFolder:
     def matrix(self, prefix: str, classes: list[str]) -> np.ndarray:
         """float64 (rows, K): the columns `<prefix>.<class>`."""
         return np.stack([self.numbers(f"{prefix}.{name}") for name in classes], axis=1)
+
+
+def find_folder(named: Path) -> tuple[Path, bool]:
+    """The folder of a finished run or ablation, a path or a name in `runs/` or `ablations/`; and which it is.
+
+    Raises `UnknownName`, and `TriadError` where its `metrics.json` cannot be read.
+    """
+    for folder in (named, Path("runs") / named, Path("ablations") / named):
+        if (folder / "metrics.json").is_file():
+            return folder, "ablation" in read_run_json(folder / "metrics.json")
+    known = [*Path("runs").glob("*/metrics.json"), *Path("ablations").glob("*/metrics.json")]
+    raise UnknownName("run or ablation", str(named), sorted(path.parent.name for path in known))

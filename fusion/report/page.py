@@ -8,13 +8,24 @@ from typing import Any
 
 import numpy as np
 
+from fusion.report.answers import Answers, answers
 from fusion.report.by_kind import OUTCOMES, Outcome
+from fusion.report.clips import Clips, make_clips
+from fusion.report.data_health import DataHealth, data_health
+from fusion.report.downloads import Download
 from fusion.report.figures import Dot, learning_curves, model_intervals, of_model, pattern_intervals, slot_weights
 from fusion.report.folder import FUSION, RunFolder
 from fusion.report.headline import ALONE, Headline, best_single_slot, headline
+from fusion.report.material import Material, rows_of
+from fusion.report.mistakes import Mistake, worst_mistakes
+from fusion.report.reliability import Calibration, calibration
+from fusion.report.run_tables import run_tables
+from fusion.report.segment_map import SegmentMap, build_map
+from fusion.report.slot_figures import WeightRow, gradient_norms, weights_by_class, weights_by_pattern
 from fusion.report.svg import Picture
 from fusion.report.words import BASELINES, verdict
 from fusion.table import model_label
+from stores.errors import TriadError
 
 Score = Mapping[str, Any]
 LEAK = "LEAK: this split cuts through groups, so every value here is too high for groups that were never seen."
@@ -58,6 +69,8 @@ class TargetSection:
     patterns: list[PatternRow]
     pattern_picture: Picture | None
     outcome: Outcome | None
+    calibration: Calibration | None
+    mistakes: list[Mistake]
 
     @property
     def parts(self) -> Mapping[str, Score]:
@@ -83,31 +96,96 @@ class SlotRow:
 
 @dataclass(frozen=True)
 class Page:
-    """What `template.html` reads."""
+    """What `run.html` reads. downloads: by name of the table. clips: audio by segment id."""
 
     run: RunFolder
     targets: list[TargetSection]
     slots: list[SlotRow]
     n_test: int
     curves: Picture | None
+    gradients: Picture | None
     weights: Picture | None
+    weight_rows: list[WeightRow]
+    weight_class: str
+    weight_class_rows: list[WeightRow]
+    map: SegmentMap | None
+    clips: Clips
+    health: DataHealth | None
+    why_not: Mapping[str, str]
     warnings: list[str]
+    downloads: Mapping[str, Download]
 
 
-def build_page(run: RunFolder) -> Page:
+def build_page(run: RunFolder, material: Material) -> Page:
     metrics = run.metrics
     names = list(metrics["targets"])
     history = of_model(run.history, FUSION)
     weights = _weights(run)
+    said = {name: answers(run, name, metrics["targets"][name]) for name in names}
+    targets = [_target(run, name, f"target-{number}", said[name], material) for number, name in enumerate(names, 1)]
+    trained_on = str(metrics.get("model", {}).get("split", metrics["split"]["name"]))
+    weight_rows = weights_by_pattern(run)
+    weight_class, weight_class_rows = weights_by_class(run, metrics["targets"])
     return Page(
         run=run,
-        targets=[_target(run, name, f"target-{number}") for number, name in enumerate(names, 1)],
+        targets=targets,
         slots=[_slot(run, slot, weights) for slot in run.slots],
         n_test=run.n_test,
         curves=learning_curves(history, "curves") if history.num_rows else None,
+        gradients=gradient_norms(history, run.slots, "gradients"),
         weights=slot_weights(weights, "weights") if weights else None,
+        weight_rows=weight_rows,
+        weight_class=weight_class,
+        weight_class_rows=weight_class_rows,
+        map=build_map(material, _labels(run, material), said, trained_on),
+        clips=_clips(material, targets),
+        health=data_health(material, metrics["split"]["name"]),
+        why_not=material.why_not,
         warnings=_warnings(metrics),
+        downloads=run_tables(
+            run,
+            {target.name: target.calibration for target in targets},
+            [*weight_rows, *weight_class_rows],
+            {target.name: target.mistakes for target in targets},
+        ),
     )
+
+
+def _labels(run: RunFolder, material: Material) -> list[Any]:
+    """The run's targets with the store's labels; none where it has them no more."""
+    from fusion.config import load_config
+    from fusion.targets import load_targets
+
+    if material.store is None:
+        return []
+    configured = {target.name: target for target in load_config(run.folder / "config.yaml").model.targets}
+    found = []
+    for name, facts in run.metrics["targets"].items():
+        try:
+            config = configured.get(name) or _plain_target(name)
+            found += load_targets(material.store, [config.model_copy(update={"kind": facts["kind"]})])
+        except TriadError:
+            continue
+    return found
+
+
+def _plain_target(name: str) -> Any:
+    from featurize.config import TargetConfig
+
+    return TargetConfig(name=name)
+
+
+def _clips(material: Material, targets: list[TargetSection]) -> Clips:
+    """Audio of the mistakes, then of segments drawn at random."""
+    if not material.plays_audio or material.store is None or material.source is None:
+        return Clips()
+    from featurize.project import StoreRows
+
+    store = material.store
+    worst = rows_of(store, [mistake.segment_id for target in targets for mistake in target.mistakes])
+    drawn = np.random.default_rng(0).permutation(store.n_segments)
+    rows = dict.fromkeys([*worst[worst >= 0].tolist(), *drawn.tolist()])
+    return make_clips(store.ids.tolist(), StoreRows(store, material.source, "audio"), rows, material.parts.clips)
 
 
 def _warnings(metrics: Mapping[str, Any]) -> list[str]:
@@ -118,7 +196,7 @@ def _warnings(metrics: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _target(run: RunFolder, name: str, anchor: str) -> TargetSection:
+def _target(run: RunFolder, name: str, anchor: str, said: Answers, material: Material) -> TargetSection:
     facts = run.metrics["targets"][name]
     metric, higher = facts["metric"], facts["higher_is_better"]
     models = _models(run, facts)
@@ -144,6 +222,8 @@ def _target(run: RunFolder, name: str, anchor: str) -> TargetSection:
             else None
         ),
         outcome=OUTCOMES[facts["kind"]](run, name, facts["classes"], f"{anchor}-outcome"),
+        calibration=calibration(run, name, facts, f"{anchor}-calibration"),
+        mistakes=worst_mistakes(run, said, material),
     )
 
 

@@ -20,6 +20,8 @@ from matplotlib.figure import Figure
 
 INK = "#010203"  # stands for the page's text colour until the SVG is written
 BLUE, ORANGE = "#2f86c8", "#c9721c"  # at least 3:1 on white and on the dark page; told apart by the colour-blind
+# lines of several things: colour and marker, so that no reader rests on colour alone
+SERIES = ((BLUE, "o"), (ORANGE, "s"), ("#2a9d78", "^"), ("#b0589f", "D"), ("#8a7a12", "v"), ("#7d6bd0", "P"))
 WIDTH, WIDE = 460, 920
 GRID = 0.16  # opacity
 QUIET = 0.62
