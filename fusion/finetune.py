@@ -32,11 +32,12 @@ from fusion.config import Config, FinetuningConfig, SlotTrainingConfig
 from fusion.data import SegmentData
 from fusion.end_to_end import EndToEnd, EndToEndData, without_vectors
 from fusion.evaluate import FUSION, Predictions, evaluate, pattern_rows, patterns
-from fusion.fit import METRICS_FORMAT, PARTS, Run, model_facts, prediction_table, run_environment, training_key
+from fusion.fit import METRICS_FORMAT, PARTS, Run, model_facts, run_environment, training_key
 from fusion.identity import check_identity
 from fusion.leaks import check_encoders, seen
 from fusion.live_slots import LiveSlot, live_slots
 from fusion.load_run import LoadedRun, load_features, load_labels, own_store
+from fusion.prediction_table import prediction_table
 from fusion.raw_data import EVALUATION_BATCH, RawInputs
 from fusion.report_parts import ReportParts
 from fusion.runs import CHECKPOINTS, check_name, free_name, new_run, write_config, write_json, write_model, write_table

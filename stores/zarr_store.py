@@ -8,12 +8,12 @@ Source: Zarr core specification 3.0 (chunk key encoding `c/…`), zarr-python >=
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ from stores.base import ArrayTree, Attributes
 from stores.claim import claims_of
 from stores.errors import DamagedStore, DiskError, StoreError, disk_told
 
-AS_WRITTEN = (BytesCodec(), Crc32cCodec())  # of every array of numbers
+AS_WRITTEN = {(BytesCodec(endian=order), Crc32cCodec()) for order in ("little", None)}  # None: of single bytes
+SHARED_BYTES = 2**22  # from here on a second thread pays
 CHECKSUM_BYTES = 4
 
 
@@ -62,8 +63,8 @@ class ZarrTree(ArrayTree):
     def read(self, path: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         array = self._array(path)
         stop = array.shape[0] if stop is None else min(stop, array.shape[0])
-        if (chunk := self._whole_chunk(array, path, start, stop)) is not None:
-            return chunk
+        if (chunks := self._whole_chunks(array, path, start, stop)) is not None:
+            return chunks
         try:
             return np.asarray(array[start:stop])
         except Exception as error:  # codecs raise ValueError, struct.error, UnicodeDecodeError… on damaged bytes
@@ -124,27 +125,29 @@ class ZarrTree(ArrayTree):
                     if time.time() - file.stat().st_mtime >= older_than_seconds:
                         file.unlink()
 
-    def _whole_chunk(self, array: zarr.Array[Any], path: str, start: int, stop: int) -> np.ndarray | None:
-        """Rows that are just one chunk, straight from its file, in a third of the time that zarr-python takes.
+    def _whole_chunks(self, array: zarr.Array[Any], path: str, start: int, stop: int) -> np.ndarray | None:
+        """Rows that are just some chunks, straight from their files, in a fraction of the time that zarr-python takes.
 
         `None` where anything is not as this project writes it, or is damaged: then zarr-python reads, or says what is.
         """
         rows, *others = array.chunks
-        is_chunk = start % rows == 0 and start < stop == min(start + rows, array.shape[0])
-        if not is_chunk or array.dtype.kind == "T" or array.metadata.codecs != AS_WRITTEN:  # type: ignore[union-attr]
+        if start % rows or start >= stop or (stop % rows and stop != array.shape[0]):
+            return None
+        if array.dtype.kind == "T" or tuple(array.metadata.codecs) not in AS_WRITTEN:  # type: ignore[union-attr]
             return None
         if tuple(others) != array.shape[1:] or sys.byteorder != "little":
             return None
-        try:
-            content = np.fromfile(self.path / path / "c" / str(start // rows) / "/".join("0" for _ in others), np.uint8)
-        except OSError:
-            return None
-        body, checksum = content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:].tobytes()
-        if len(body) != rows * math.prod(others) * array.dtype.itemsize:
-            return None
-        if google_crc32c.value(body) != int.from_bytes(checksum, "little"):
-            return None
-        return body.view(array.dtype).reshape(rows, *others)[: stop - start]
+        found = np.empty((stop - start, *others), array.dtype)
+
+        def read(first: int) -> bool:
+            file = self.path / path / "c" / str(first // rows) / "/".join("0" for _ in others)
+            return _read_chunk(file, found[first - start : first - start + rows], rows)
+
+        firsts = range(start, stop, rows)
+        if found.nbytes < SHARED_BYTES:
+            return found if all(map(read, firsts)) else None
+        with ThreadPoolExecutor(2) as readers:  # one reads while the other checks
+            return found if all(readers.map(read, firsts)) else None
 
     @contextmanager
     def _writing(self, path: str) -> Iterator[None]:
@@ -176,6 +179,24 @@ class ZarrTree(ArrayTree):
             # the option lives in the process, not in the file: without it an all-zero chunk would be left out
             self._open[path] = array.with_config({"write_empty_chunks": True})
         return self._open[path]
+
+
+def _read_chunk(file: Path, into: np.ndarray, chunk_rows: int) -> bool:
+    """Read the first rows of a chunk; false where its length or checksum is not as expected. into: (n <= rows, …)."""
+    whole = into if len(into) == chunk_rows else np.empty((chunk_rows, *into.shape[1:]), into.dtype)
+    content = whole.reshape(-1).view(np.uint8)
+    try:
+        with file.open("rb", buffering=0) as opened:
+            if opened.readinto(content.data) != len(content):
+                return False
+            checksum = opened.read()
+    except OSError:
+        return False
+    if len(checksum) != CHECKSUM_BYTES or google_crc32c.value(content) != int.from_bytes(checksum, "little"):
+        return False
+    if whole is not into:
+        into[:] = whole[: len(into)]
+    return True
 
 
 def _node_type(folder: Path) -> str | None:
