@@ -12,7 +12,14 @@ from typing import Any
 
 import click
 
-from stores.console import HintingGroup, colour_setting, common_options, is_debugged, with_common_options
+from stores.console import (
+    HintingGroup,
+    colour_setting,
+    common_options,
+    echo_tinted,
+    is_debugged,
+    with_common_options,
+)
 
 COMMANDS = {  # in the order of the work
     "demo": ("fusion.demo:demo_command", "Make a data set, run everything on it, end in a report."),
@@ -43,8 +50,7 @@ class UserMistake(click.ClickException):
     exit_code = 2
 
     def show(self, file: Any = None) -> None:
-        word = click.style("Error:", fg="red", bold=True)
-        click.echo(f"{word} {self.format_message()}", file=file, err=file is None, color=self.show_color)
+        echo_tinted(f"Error: {self.format_message()}", err=True, color=self.show_color)
 
 
 class LazyGroup(HintingGroup):

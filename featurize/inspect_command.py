@@ -11,7 +11,7 @@ import click
 from featurize.project import Project, project_options
 from stores.backends import kind_at
 from stores.commands import summary_lines
-from stores.console import tinted
+from stores.console import echo_tinted
 
 
 @click.command("inspect")
@@ -79,5 +79,5 @@ def _inspect_store(project: Project, store_path: Path, as_json: bool) -> None:
 
 def _show_problems(survey: Any) -> None:
     for problem in survey.problems:
-        click.echo(tinted(str(problem)))
+        echo_tinted(str(problem))
     click.echo("No problem was found." if not survey.problems else f"{len(survey.problems)} kinds of problems.")

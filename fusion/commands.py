@@ -226,7 +226,7 @@ def _with_options(config: Any, options: dict[str, Any]) -> Any:
         fusion["features"] = {**fusion["features"], slot: name}
     if options["seeds"]:
         training["seeds"] = list(range(options["seeds"]))
-    if options["stream"] is not None:
+    if options.get("stream") is not None:
         training["stream"] = options["stream"]
     return _with_targets(validated(values, "the options"), options["target_names"])
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from featurize.project import Project, project_options
-from stores.console import HintingGroup, tinted
+from stores.console import HintingGroup, echo_tinted
 
 
 @click.command()
@@ -63,7 +63,7 @@ def init_command(path: Path) -> None:
     click.echo(f"  data.path: {found.path} ({found.n_segments:,} segments)")
     if len(found.targets) > 1:
         targets = ", ".join(f"{name} ({kind})" for name, kind in found.targets.items())
-        click.echo(tinted(f"note: several labels could be predicted: {targets}. Name some in model.targets."))
+        echo_tinted(f"note: several labels could be predicted: {targets}. Name some in model.targets.")
     click.echo("Next: cli inspect, then cli ingest")
 
 

@@ -45,10 +45,12 @@ def make_optimizer(
         partial(_factor, n_steps=n_steps, warmup=training.warmup, schedule=training.schedule)
     ]
     decay = {} if training.slot_weight_decay is None else {"weight_decay": training.slot_weight_decay}
+    alike: dict[SlotTrainingConfig, list[nn.Parameter]] = {}  # one group for all slots without settings of their own
     for slot, weights in by_slot.items():
         settings = training.slots.get(slot, SlotTrainingConfig())
+        alike.setdefault(settings, []).extend(weight for weight in weights if weight.requires_grad)
+    for settings, learned in alike.items():
         has = settings.model_dump(include={"lr", "weight_decay"}, exclude_none=True)
-        learned = [weight for weight in weights if weight.requires_grad]
         groups.append({"params": learned, **decay, **has})
         warmup = training.warmup if settings.warmup is None else settings.warmup
         schedule = settings.schedule or training.schedule

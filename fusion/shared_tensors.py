@@ -39,4 +39,6 @@ class _Pickler(pickle.Pickler):
 
 
 def _mapped(path: Path) -> Tensor:
-    return torch.from_numpy(np.load(path, mmap_mode="c"))  # private: what a process writes is its own
+    return torch.from_numpy(
+        np.load(path, mmap_mode="c", allow_pickle=False)
+    )  # private: what a process writes is its own

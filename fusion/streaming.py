@@ -159,7 +159,7 @@ class StreamedSegments:
         if self.at_hand and self.at_hand[0].has(wanted):
             source = self.at_hand[0]
         windows = self._windows(source, source.places(wanted))
-        window = _Window(0, 0, {slot: source.empty(slot, 0) for slot in self.slots})
+        window = self._window(0, 0, {slot: source.empty(slot, 0) for slot in self.slots})
         start = 0
         for batch in rows:
             spans = [(window, start, min(start + len(batch), window.stop))]
@@ -225,6 +225,9 @@ class StreamedSegments:
                 read = source.read(slot, number)
                 for kind, values in arrays.items():
                     values[to] = np.take(read[kind], places[to] - number * source.chunk_rows, axis=0)
+        return self._window(start, stop, found)
+
+    def _window(self, start: int, stop: int, found: Mapping[str, Arrays]) -> _Window:
         if self.standardizer is None:
             return _Window(start, stop, found)
         return _Window(start, stop, {slot: self.standardizer(slot, arrays) for slot, arrays in found.items()})

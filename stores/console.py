@@ -18,6 +18,7 @@ from typing import Any
 import click
 
 from stores.errors import TriadError
+from stores.terminal import own_stderr, own_stdout, plain
 
 QUIET, DEBUG = "triad.quiet", "triad.debug"  # in the `meta` that all contexts of one call share
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
@@ -90,9 +91,14 @@ def colour_setting(context: click.Context) -> bool | None:
 def tinted(text: str) -> str:
     """`error: …`, `warning: …` and `note: …` with the first word in its colour; any other text as it is."""
     word, colon, rest = text.partition(":")
-    if word not in COLOURS:
+    if word.lower() not in COLOURS:
         return text
-    return click.style(word, fg=COLOURS[word], bold=word == "error") + colon + rest
+    return click.style(word, fg=COLOURS[word.lower()], bold=word.lower() == "error") + colon + rest
+
+
+def echo_tinted(text: str, *, err: bool = False, color: bool | None = None) -> None:
+    """Print `tinted` text: its own colours reach the terminal, and nothing of what strangers wrote does."""
+    click.echo(tinted(plain(text)), file=own_stderr() if err else own_stdout(), color=color)
 
 
 def _silenced(callback: Callable[..., Any]) -> Callable[..., Any]:

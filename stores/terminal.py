@@ -53,7 +53,12 @@ def plain_output() -> Iterator[None]:
 
 def data_stdout() -> TextIO:
     """For rows that a program may read: as they are where they go to a pipe or file, `plain` on a terminal."""
-    stdout: TextIO = sys.stdout if sys.stdout.isatty() else getattr(sys.stdout, "own", sys.stdout)
+    return sys.stdout if sys.stdout.isatty() else own_stdout()
+
+
+def own_stdout() -> TextIO:
+    """Standard output itself, for who makes strangers' words `plain` before adding colours."""
+    stdout: TextIO = getattr(sys.stdout, "own", sys.stdout)
     return stdout
 
 

@@ -314,6 +314,8 @@ def test_the_summary_lists_them_and_damage_is_one_of_them(monkeypatch):
         "examples": ["s70", "s71", "s290"],
         "message": zero["message"],
     }
+    feature = store["audio/toy"]  # a chunk whose file is gone reads as zeros
+    store.tree.write(feature.array_path("vectors"), 0, np.zeros((64, feature.width), feature.dtype))
     stored_chunks = store.tree.stored_chunks
     monkeypatch.setattr(
         store.tree, "stored_chunks", lambda path: set() if path.startswith("features/") else stored_chunks(path)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fusion.checkpoint import Checkpoint
+from fusion.data import SegmentData
 from fusion.train import train
 from stores import open_store
 from stores.errors import RecordMismatch, TriadError
@@ -126,14 +127,21 @@ def test_a_loss_that_is_no_number_leaves_the_good_checkpoint(tmp_path, monkeypat
     monkeypatch.setattr("fusion.checkpoint.SAVE_EVERY_SECONDS", 0.0)
     data, targets = additive_data()
     checkpoint = Checkpoint(tmp_path / "checkpoint.pt", "key")
-    slot, saved = data.slots[0], []
+    slot, saved, ready = data.slots[0], [], []
+    standardized = SegmentData.standardized
+
+    def kept(self, *arguments):
+        ready.append(standardized(self, *arguments))
+        return ready[-1]
+
+    monkeypatch.setattr(SegmentData, "standardized", kept)
     save = Checkpoint.save
 
     def save_and_break(self, state, *, now=False):
         save(self, state, now=now)
         saved.append(self.path.read_bytes())
         if len(saved) == 2:
-            data.vectors[slot][TRAIN] = torch.nan
+            ready[0].vectors[slot][TRAIN] = torch.nan
 
     monkeypatch.setattr(Checkpoint, "save", save_and_break)
     with pytest.raises(TriadError) as caught:
