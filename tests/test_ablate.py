@@ -63,7 +63,7 @@ N_SEGMENTS = 96
 WIDTH = 6
 SLOTS = ("text", "audio", "midi")
 N_FOLDS = 3
-KILLS = 6
+KILLS = 4
 
 
 def write_toy_store(tree: ArrayTree, slots: tuple[str, ...] = SLOTS) -> Store:

@@ -494,6 +494,7 @@ def test_a_revision_is_taken_from_the_cache_of_the_hub(checkpoints, tmp_path, mo
         (repository / "refs").mkdir(exist_ok=True)
         (repository / "refs" / revision).write_text(commit)
     monkeypatch.setattr("featurize.encoders.pretrained._offline", lambda: True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     for revision, kind in (("v1", "BertModel"), ("v2", "DebertaV2Model"), ("2" * 40, "DebertaV2Model")):
         encoder = DebertaEncoder("someone/model", revision)

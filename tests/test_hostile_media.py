@@ -15,7 +15,7 @@ from stores import open_store
 from stores.feature import Status
 from stores.verify import verify
 
-N_FILES = 250
+N_FILES = 120
 SLOW = ("sample rate 1", "running status for ever")  # half an hour of audio, 200,000 notes: read, and then encoded
 
 

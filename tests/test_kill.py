@@ -17,7 +17,7 @@ from tests.toys import ToyEncoder, ToySource, toy_contents, toy_feature
 
 N_ROWS = 60
 CHUNK_ROWS = 15
-KILLS = 12
+KILLS = 6
 
 
 def featurize_in_place(path: Path, ready=None) -> None:

@@ -42,7 +42,7 @@ def test_from_real_clips_to_two_results(project, data, run_cli):
     assert store.ids[changed].tolist() == ["445"]
 
     for fusion in ("gated", "late"):
-        output = run_cli("fit", "--fusion", fusion).output
+        output = run_cli("fit", "--fusion", fusion, "--seeds", "1").output
         for name in ("text alone", "audio alone", "midi alone", "majority", "logistic regression", "mask only"):
             assert re.search(rf"^  {name} +\d\.\d", output, re.MULTILINE), output
         metrics = json.loads((project / "runs" / fusion / "metrics.json").read_text())
