@@ -1,12 +1,13 @@
-"""Threads beside the model's: what comes before it runs ahead, what comes after it follows behind.
+"""Threads beside the model's, or several of those: what comes before it runs ahead, what comes after it behind.
 
 Neither gets far: whoever has too much waiting waits. What goes wrong in either is raised in the model's thread.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from queue import Empty, Queue
@@ -15,6 +16,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,39 @@ def ahead(items: Iterable[T], most: int) -> Iterator[Iterator[T]]:
             with suppress(Empty):
                 ready.get(timeout=0.01)
         thread.join()
+
+
+def side_by_side(
+    items: Iterable[T], call: Callable[[T], R], n_threads: int, begin: Callable[[], object]
+) -> Iterator[tuple[T, R]]:
+    """Every item with what `call` makes of it, in order; up to `n_threads` calls at once, each in a thread of its own.
+
+    begin: is called in each thread before all else. With one thread it is this one, and nothing is begun. What `items`
+    raises comes after the items before it.
+    """
+    if n_threads == 1:
+        yield from ((item, call(item)) for item in items)
+        return
+    with ThreadPoolExecutor(n_threads, "side by side", initializer=begin) as pool:
+        waiting: deque[tuple[T, Future[R]]] = deque()
+        left = iter(items)
+        error: BaseException | None = None
+        while True:
+            try:
+                item = next(left)
+            except StopIteration:
+                break
+            except BaseException as raised:
+                error = raised
+                break
+            waiting.append((item, pool.submit(call, item)))
+            if len(waiting) >= n_threads:
+                first, made = waiting.popleft()
+                yield first, made.result()
+        for item, made in waiting:
+            yield item, made.result()
+        if error is not None:
+            raise error
 
 
 class Behind:

@@ -24,6 +24,7 @@ from featurize.errors import ConfigError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("fp32", "bf16")
+MOST_LANES = 4  # each holds a batch in memory
 
 T = TypeVar("T")
 
@@ -77,6 +78,31 @@ def casts_kept(encoder: Encoder) -> Iterator[None]:
     """
     with torch.autocast(device_of(encoder).type, torch.bfloat16, enabled=encoder.precision == "bf16"):
         yield
+
+
+class Lanes:
+    """How many batches go through an encoder at once. While it is open, PyTorch's threads are dealt out among them.
+
+    On a CPU a thread with a batch of its own waits for no other: two threads that share every product of a small model
+    gain little on an idle machine, and lose several times that much on a busy one (docs/experiments.md). On a GPU it
+    is one batch: the GPU has its own queue.
+    """
+
+    def __init__(self, encoder: Encoder):
+        self._encoder = encoder
+        self._threads = torch.get_num_threads()
+        self.n = min(self._threads, MOST_LANES) if device_of(encoder).type == "cpu" else 1
+
+    def begin(self) -> None:
+        """Is called in each lane's thread: casts are kept there as in the thread that began."""
+        torch.set_num_threads(self._threads // self.n)
+        casts_kept(self._encoder).__enter__()  # ends with its thread
+
+    def __enter__(self) -> Lanes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_num_threads(self._threads)
 
 
 @dataclass(frozen=True)

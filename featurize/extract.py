@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 
-from featurize.beside import Behind, ahead
+from featurize.beside import Behind, ahead, side_by_side
 from featurize.chunk_work import ChunkWork, Extraction, Memory, RawSource
-from featurize.encode import Launched, Sender, Sent, batches, casts_kept, device_of, launch
+from featurize.encode import Lanes, Launched, Sender, Sent, batches, casts_kept, device_of, launch
 from featurize.encoders.base import Encoder, Item
 from featurize.limits import DEFAULT_LIMITS, Limits
 from featurize.workers import Failure, Preparer
@@ -43,6 +43,9 @@ class _Batch:
     rows: list[int]
     items: list[Item]
     sent: Sent | None
+
+
+Step = tuple[ChunkWork, _Batch | None]  # `None` after a chunk's last batch
 
 
 def extract(
@@ -69,14 +72,21 @@ def extract(
     preparer = Preparer(encoder.without_weights() if workers else encoder, workers, limits)
     begun: deque[ChunkWork] = deque()
     steps = _steps(feature, encoder, source, preparer, begun, batch_size or feature.n_segments, retry_failed)
-    with casts_kept(encoder), Behind(CALLS_BEHIND) as behind:
+
+    def encoded(ready: Iterator[Step]) -> Iterator[tuple[Step, list[Launched | Failure]]]:
+        def call(step: Step) -> list[Launched | Failure]:
+            return [] if step[1] is None else _encode(encoder, step[1], feature.max_frames)
+
+        return side_by_side(ready, call, lanes.n, lanes.begin)
+
+    with casts_kept(encoder), Lanes(encoder) as lanes, Behind(CALLS_BEHIND) as behind:
         try:
             with ahead(steps, BATCHES_AHEAD) as ready, preparer:  # left in reverse: then nobody waits for a worker
-                for work, batch in ready:
+                for (work, batch), outcomes in encoded(ready):
                     if batch is None:
                         behind(begun.popleft().finish, done)
                     else:
-                        behind(work.settle_batch, batch.rows, _encode(encoder, batch, feature.max_frames))
+                        behind(work.settle_batch, batch.rows, outcomes)
                         if time.monotonic() - saved >= save_every_seconds:
                             behind(work.write)
                             saved = time.monotonic()
@@ -103,7 +113,7 @@ def _steps(
     begun: deque[ChunkWork],
     most: int,
     retry_failed: bool,
-) -> Iterator[tuple[ChunkWork, _Batch | None]]:
+) -> Iterator[Step]:
     """The batches of every chunk, then `None`. A chunk whose rows are looked at is added to `begun`."""
     memory = Memory(feature, retry_failed)
     send = Sender(device_of(encoder))

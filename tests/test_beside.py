@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from featurize.beside import Behind, ahead
+from featurize.beside import Behind, ahead, side_by_side
 from featurize.workers import Preparer
 
 
@@ -103,3 +103,23 @@ def test_the_first_error_is_raised_and_nothing_is_called_after_it():
     with pytest.raises(ValueError, match="full"), Behind(1) as behind:
         behind(fail)
         raise KeyboardInterrupt  # what was not written matters more
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+def test_side_by_side_keeps_the_order_and_what_came_before_an_error(n_threads):
+    def items():
+        yield from range(7)
+        raise KeyboardInterrupt
+
+    begun, seen = [], []
+    with pytest.raises(KeyboardInterrupt):
+        for pair in side_by_side(items(), lambda n: 10 * n, n_threads, lambda: begun.append(1)):
+            seen.append(pair)
+    assert seen == [(n, 10 * n) for n in range(7)]
+    assert len(begun) == 0 if n_threads == 1 else 1 <= len(begun) <= n_threads
+
+
+def test_side_by_side_calls_at_once():
+    """Each waits for the other: one after another they would wait for ever."""
+    both = threading.Barrier(2)
+    assert [made for _, made in side_by_side([1, 2], lambda _: both.wait(30) >= 0, 2, lambda: None)] == [True, True]
