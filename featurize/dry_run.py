@@ -11,12 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from featurize.encode import set_up
 from featurize.encoders.base import Encoder
-from featurize.errors import ConfigError
 from featurize.extract import Progress
 from featurize.measure import SAMPLE_ROWS, feature_bytes, measure
-from featurize.pipeline import make_ready
+from featurize.pipeline import configure, make_ready
 from featurize.project import StoreRows
 from featurize.segments import Raw, UnreadableInput
 from featurize.sources import Source
@@ -68,11 +66,7 @@ def plan(
     progress: Progress | None = None,
 ) -> Plan:
     """What `featurize.pipeline.featurize` would do with the same arguments; raises what it would raise beforehand."""
-    set_up(encoder, device, precision)
-    if batch_budget is not None:
-        encoder.batch_budget = batch_budget
-    if frames and not encoder.has_frames:
-        raise ConfigError(f"Encoder {encoder.name} has no frames; leave --frames away.")
+    configure(encoder, device, precision, batch_budget, frames)
     name = f"{encoder.modality}/{save_as or encoder.name}"
     rows = StoreRows(store, source, encoder.modality)
     feature = store.feature(name) if name in store.features() and not replace else None

@@ -6,9 +6,9 @@ of their chunk, and every `SAVE_EVERY_SECONDS` between two batches, statuses las
 rows whose borders never move. So whatever is killed, the next run takes up where the last write ended, forms the same
 batches from there, and ends with the same bytes.
 
-The model's thread does nothing but run the model. One ahead of it reads, prepares (in processes where that is work),
-batches and sends to the device, across the borders of blocks and chunks; one behind it fetches, copies and writes.
-Whether they run ahead or behind by much or little changes no byte.
+The model's threads, on a CPU several with a batch each, do nothing but run the model. One ahead of them reads, prepares
+(in processes where that is work), batches and sends to the device, across the borders of blocks and chunks; one behind
+them fetches, copies and writes. Whether they run ahead or behind by much or little changes no byte.
 """
 
 from __future__ import annotations
@@ -73,16 +73,13 @@ def extract(
     begun: deque[ChunkWork] = deque()
     steps = _steps(feature, encoder, source, preparer, begun, batch_size or feature.n_segments, retry_failed)
 
-    def encoded(ready: Iterator[Step]) -> Iterator[tuple[Step, list[Launched | Failure]]]:
-        def call(step: Step) -> list[Launched | Failure]:
-            return [] if step[1] is None else _encode(encoder, step[1], feature.max_frames)
-
-        return side_by_side(ready, call, lanes.n, lanes.begin)
+    def encoded(step: Step) -> list[Launched | Failure]:
+        return [] if step[1] is None else _encode(encoder, step[1], feature.max_frames)
 
     with casts_kept(encoder), Lanes(encoder) as lanes, Behind(CALLS_BEHIND) as behind:
         try:
             with ahead(steps, BATCHES_AHEAD) as ready, preparer:  # left in reverse: then nobody waits for a worker
-                for (work, batch), outcomes in encoded(ready):
+                for (work, batch), outcomes in side_by_side(ready, encoded, lanes.n, lanes.begin):
                     if batch is None:
                         behind(begun.popleft().finish, done)
                     else:

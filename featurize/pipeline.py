@@ -65,11 +65,7 @@ def featurize(
     raw data is gone or an encoder cannot be fitted, `ConfigError` where it cannot do what is asked, `StoreError`
     where another process writes this feature.
     """
-    set_up(encoder, device, precision)
-    if batch_budget is not None:
-        encoder.batch_budget = batch_budget
-    if frames and not encoder.has_frames:
-        raise ConfigError(f"Encoder {encoder.name} has no frames; leave --frames away.")
+    configure(encoder, device, precision, batch_budget, frames)
     name = f"{encoder.modality}/{save_as or encoder.name}"
     with store.writing(name):
         rows = StoreRows(store, source, encoder.modality)
@@ -124,6 +120,15 @@ def ids_sha256(ids: np.ndarray) -> str:
     for segment_id in sorted(ids.tolist()):
         digest.update(segment_id.encode("utf-8", "surrogatepass") + b"\n")
     return digest.hexdigest()
+
+
+def configure(encoder: Encoder, device: str, precision: str, batch_budget: int | None, frames: int) -> None:
+    """`set_up`, and what else a user may ask of an encoder. Raises `ConfigError` where it cannot do that."""
+    set_up(encoder, device, precision)
+    if batch_budget is not None:
+        encoder.batch_budget = batch_budget
+    if frames and not encoder.has_frames:
+        raise ConfigError(f"Encoder {encoder.name} has no frames; leave --frames away.")
 
 
 def make_ready(

@@ -14,8 +14,9 @@ import click
 
 from featurize.project import Project, project_options
 from fusion.completion import complete_fusion_list
+from fusion.options import feature_option, target_option
 from fusion.table import interval_text, model_label, value_text
-from stores.completion import complete_features, complete_labels, complete_splits
+from stores.completion import complete_splits
 from stores.console import is_quiet
 
 LINEAR = "logistic regression"  # as in `fusion.shapley`, which would import torch
@@ -45,22 +46,8 @@ if TYPE_CHECKING:
     shell_complete=complete_splits,
     help="A split, or a set of folds made by `cli split --folds`.",
 )
-@click.option(
-    "--target",
-    "target_names",
-    multiple=True,
-    metavar="LABEL[:KIND]",
-    help="What to predict; repeatable.",
-    shell_complete=complete_labels,
-)
-@click.option(
-    "--feature",
-    "features",
-    multiple=True,
-    metavar="SLOT/NAME",
-    shell_complete=complete_features,
-    help="Which feature fills a slot; repeatable.",
-)
+@target_option
+@feature_option
 @click.option(
     "--name", default="default", show_default=True, help="Folder in ablations/; what it has is not run again."
 )

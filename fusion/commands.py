@@ -12,7 +12,8 @@ import click
 from featurize.commands import complete_encoders
 from featurize.project import Project, project_options
 from fusion.completion import complete_fusions
-from stores.completion import complete_features, complete_labels, complete_splits
+from fusion.options import feature_option, target_option
+from stores.completion import complete_splits
 
 FEW_GROUPS = 30  # below this a bootstrap over groups is rough
 
@@ -22,14 +23,7 @@ FEW_GROUPS = 30  # below this a bootstrap over groups is rough
     "--encoder", "encoder_name", required=True, shell_complete=complete_encoders, help="Which encoder, e.g. mel_cnn."
 )
 @project_options
-@click.option(
-    "--target",
-    "target_names",
-    multiple=True,
-    metavar="LABEL[:KIND]",
-    help="What to predict; repeatable.",
-    shell_complete=complete_labels,
-)
+@target_option
 @click.option(
     "--split",
     "split_name",
@@ -122,23 +116,9 @@ def train_encoder_command(
     shell_complete=complete_fusions,
     help="late (default), gated, early, cross_attention, bottleneck or low_rank.",
 )
-@click.option(
-    "--target",
-    "target_names",
-    multiple=True,
-    metavar="LABEL[:KIND]",
-    help="What to predict; repeatable.",
-    shell_complete=complete_labels,
-)
+@target_option
 @click.option("--slots", help="Which slots to use, e.g. text,audio. [default: all that have a feature]")
-@click.option(
-    "--feature",
-    "features",
-    multiple=True,
-    metavar="SLOT/NAME",
-    shell_complete=complete_features,
-    help="Which feature fills a slot; repeatable.",
-)
+@feature_option
 @click.option(
     "--split",
     "split_name",
