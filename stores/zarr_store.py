@@ -7,6 +7,7 @@ Source: Zarr core specification 3.0 (chunk key encoding `c/…`), zarr-python >=
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shutil
@@ -23,6 +24,7 @@ import numpy as np
 import zarr
 import zarr.errors
 from zarr.codecs import BytesCodec, Crc32cCodec
+from zarr.core.sync import sync
 
 from stores.appear import appearing
 from stores.base import ArrayTree, Attributes
@@ -214,5 +216,17 @@ def new_zarr_tree(path: Path, *, replace: bool = False) -> Iterator[ZarrTree]:
     Raises `StoreError` where `path` exists already and `replace` is false, or is no store.
     """
     with appearing(Path(path), lambda old: (old / "zarr.json").is_file(), replace=replace) as partial:
-        zarr.create_group(partial, zarr_format=3)
-        yield ZarrTree(partial)
+        try:
+            with disk_told(partial):
+                zarr.create_group(partial, zarr_format=3)
+            yield ZarrTree(partial)
+        except BaseException:
+            sync(_end_of_writes())
+            raise
+
+
+async def _end_of_writes() -> None:
+    """zarr-python writes several files side by side; when one fails the others go on, into a folder that is to go."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if others:
+        await asyncio.wait(others)

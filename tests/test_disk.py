@@ -93,6 +93,14 @@ def test_a_new_hdf5_store_is_whole_or_told_wherever_the_disk_ends(tmp_path):
         assert not list(tmp_path.iterdir()), limit
 
 
+def test_a_refused_zarr_store_leaves_nothing_though_its_writers_work_side_by_side(tmp_path):
+    path = tmp_path / "features.zarr"
+    for _ in range(150):  # one that went on after another's failure made the folder again, in one of fifty
+        with pytest.raises(DiskError, match="File too large"), files_no_larger_than(100), new_tree(path) as tree:
+            make_store(tree, 40, 16)
+        assert not list(tmp_path.iterdir())
+
+
 def test_a_disk_that_fills_at_any_write_ends_as_one_that_never_did(project, demo_data, run_cli, monkeypatch):
     run_cli("ingest", demo_data)
     shutil.copytree("features.zarr", "whole.zarr")
