@@ -14,6 +14,8 @@ from tests.conftest import MOOD_SAMPLE, needs_mood_sample
 
 pytestmark = needs_mood_sample
 
+QUICK = ("--set", "training.epochs=3", "--set", "training.bootstrap=100")
+
 
 @pytest.fixture
 def data(tmp_path):
@@ -42,7 +44,7 @@ def test_from_real_clips_to_two_results(project, data, run_cli):
     assert store.ids[changed].tolist() == ["445"]
 
     for fusion in ("gated", "late"):
-        output = run_cli("fit", "--fusion", fusion, "--seeds", "1").output
+        output = run_cli("fit", "--fusion", fusion, "--seeds", "1", *QUICK).output
         for name in ("text alone", "audio alone", "midi alone", "majority", "logistic regression", "mask only"):
             assert re.search(rf"^  {name} +\d\.\d", output, re.MULTILINE), output
         metrics = json.loads((project / "runs" / fusion / "metrics.json").read_text())
