@@ -310,6 +310,8 @@ def test_two_workers_and_shuffling_change_nothing_but_the_order(songs, method):
         pytest.skip(f"this platform cannot {method}")
     rows = np.arange(0, 48, 2)
     datasets = [songs.raw(rows), songs.stored(rows), songs.stored(rows, lazy=True)]
+    if method == "spawn":  # each of its workers takes seconds to start
+        datasets = datasets[:1] if songs.store.source["layout"] == "folder" else datasets[2:]
     expected = [{item["row"]: item for item in data} for data in datasets]  # leaves files open and chunks cached
     for data, by_row in zip(datasets, expected, strict=True):
         loader = DataLoader(

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+from contextlib import chdir
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
+from cli import cli
 from featurize.demo import make_demo
 from stores import health
 from stores.base import STRING
@@ -324,13 +329,24 @@ def test_the_summary_lists_them_and_damage_is_one_of_them(monkeypatch):
     assert damage["kind"] == "damaged" and "rows 0 to 63: the vectors are gone" in damage["message"]
 
 
+@pytest.fixture(scope="module")
+def healthy_project(tmp_path_factory) -> Path:
+    """A folder with `songs/`, and their store, of which `cli inspect` finds nothing to say."""
+    folder = tmp_path_factory.mktemp("healthy")
+    make_demo(folder / "songs", n_songs=40, segments_per_song=2, segment_seconds=1.0, seed=2)
+    with chdir(folder):
+        for line in ("ingest songs", "featurize --encoder mel_stats --workers 0", "inspect"):
+            result = CliRunner().invoke(cli, line.split())
+            assert result.exit_code == 0, result.output
+    assert "warning" not in result.output
+    return folder
+
+
 @pytest.mark.parametrize("gain", [2.0**15, 2.0**-15], ids=["too loud", "too quiet"])
-def test_a_song_at_the_wrong_scale_is_named_by_inspect(project, run_cli, tmp_path, gain):
+def test_a_song_at_the_wrong_scale_is_named_by_inspect(healthy_project, run_cli, tmp_path, monkeypatch, gain):
     """16-bit integers that were never divided by 32,768, and some that were divided twice."""
-    table = make_demo(tmp_path / "songs", n_songs=40, segments_per_song=2, segment_seconds=1.0, seed=2)
-    run_cli("ingest", table.parent)
-    run_cli("featurize", "--encoder", "mel_stats", "--workers", "0")
-    assert "warning" not in run_cli("inspect").output
+    monkeypatch.chdir(shutil.copytree(healthy_project, tmp_path / "project"))
+    table = Path("songs/segments.csv")
     with table.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     song = next(

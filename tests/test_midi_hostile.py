@@ -1,4 +1,4 @@
-"""2,000 damaged MIDI files, and some that are made to hurt: each is read or refused in one line.
+"""1,000 damaged MIDI files, and some that are made to hurt: each is read or refused in one line.
 
 They are read in a process of their own, whose exit code, memory and outcomes are looked at afterwards. A watchdog ends
 it, with a traceback, should one file take longer than `LIMIT_SECONDS`.
@@ -26,9 +26,9 @@ from featurize.midi_events import NOTE_FIELDS, Events, read_with_mido, read_with
 from featurize.piano_roll import piano_roll
 from featurize.segments import RawMidi, UnreadableInput
 
-N_DAMAGED = 2000
+N_DAMAGED = 1000
 LIMIT_SECONDS = 20  # of one file; the slowest takes some three
-N_AGAIN = 3  # times that the damaged files are read again, to see whether memory grows
+N_AGAIN = 2  # times that the damaged files are read again, to see whether memory grows
 MAX_GROWTH_MIB = 4  # from the first time to the last: 700 bytes a file, which are about 900 bytes long
 
 STATM = Path("/proc/self/statm")
@@ -217,13 +217,13 @@ def test_every_damaged_file_is_read_or_refused(report: dict) -> None:
     outcomes = report["outcomes"]
     assert len(outcomes) == N_DAMAGED
     n_read = outcomes.count("read")
-    assert 400 < n_read < N_DAMAGED - 400  # both were tried
+    assert N_DAMAGED / 5 < n_read < N_DAMAGED * 4 / 5  # both were tried
     for reason in ("cut short", "no MThd", "format is", "time division", "not a readable MIDI file (symusic: "):
         assert any(reason in outcome for outcome in outcomes), reason
 
 
 def test_both_parsers_find_the_same_in_what_both_read(report: dict) -> None:
-    assert report["agreements"].count("same") > 200
+    assert report["agreements"].count("same") > 100
     assert report["agreements"].count("different") <= 1  # running status after system exclusive has no meaning
 
 
