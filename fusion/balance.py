@@ -68,7 +68,7 @@ class SlotBalance:
         losses = []
         for index, heads in enumerate(self._model.slot_heads):
             here = shown[:, index]
-            alone = [head(embeddings[here, index]).float() for head in heads]
+            alone = [head(embeddings[:, index]).float()[here] for head in heads]  # products of one shape
             losses.append(total_loss(self._targets, alone, rows[here], batch[present[:, index]]))
         of_slots = torch.stack(losses)
         self._losses = of_slots.detach() if self._losses is None else self._losses + of_slots.detach()

@@ -25,6 +25,8 @@ def plain(text: str) -> str:
 class PlainStream:
     """A text stream that writes `plain` text to another; `own` is that other, for who draws on the terminal."""
 
+    __slots__ = ("own",)  # and no weak references: click would remember each stream by one, and keep it for good
+
     def __init__(self, own: TextIO):
         self.own = own
 

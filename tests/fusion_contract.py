@@ -6,6 +6,7 @@ Parameters are shaken before they are tested: a fusion may start with zeros, and
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -17,7 +18,7 @@ from featurize.config import TargetConfig
 from fusion.data import SegmentData
 from fusion.missing import drop_slots
 from fusion.modules import FUSIONS, Frames, MultimodalFusion, build_fusion
-from fusion.modules.base import Fused
+from fusion.modules.base import MOST_LENGTHS, Fused
 from fusion.targets import Target, load_targets
 from stores.base import STRING
 from stores.memory_store import MemoryTree
@@ -304,6 +305,22 @@ class FusionContract:
             torch.testing.assert_close(part.vector, whole.vector[rows], rtol=1e-5, atol=1e-6)
             if whole.weights is not None:
                 torch.testing.assert_close(part.weights, whole.weights[rows], rtol=1e-5, atol=1e-6)
+
+    def test_drawn_masks_give_products_of_few_shapes(self, name):
+        """Each shape of a product may cost a compiled kernel, which is kept: 150 MiB for a training, before."""
+        fusion = self.build(name)
+        features, _ = self.batch(WIDTHS, 200)
+        lengths = set()
+
+        def see(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if isinstance(module, torch.nn.Linear):
+                lengths.add((module, inputs[0].shape[:-1].numel()))
+
+        for module in fusion.modules():
+            module.register_forward_pre_hook(see)
+        for draw in range(24):
+            fusion.fuse(features, torch.rand(200, 3, generator=torch.Generator().manual_seed(draw)) < draw / 24)
+        assert max(Counter(module for module, _ in lengths).values()) <= MOST_LENGTHS + 1  # and none at all
 
     @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
     def test_weights_lie_between_zero_and_one_and_are_zero_where_missing(self, name, training):

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import csv
+import gc
+import io
 import json
 import sys
+import weakref
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cli import cli
 from stores import open_store
 from stores.terminal import data_stdout, own_stderr, plain, plain_output
 
@@ -62,3 +67,15 @@ def test_progress_bars_draw_on_the_terminal_itself(capsys):
         assert own_stderr() is own
         print("a\tb\x1b[2J\n", end="")
     assert sys.stderr is own and capsys.readouterr().out == "a\tb\\x1b[2J\n"
+
+
+def test_a_call_in_a_long_lived_process_keeps_no_stream():
+    """click remembers the streams that it printed to, by a weak reference to what it then holds itself."""
+    out = io.StringIO()
+    with redirect_stdout(out):
+        cli.main(["config", "schema"], standalone_mode=False)
+    assert json.loads(out.getvalue())
+    remembered = weakref.ref(out)
+    del out
+    gc.collect()
+    assert remembered() is None
