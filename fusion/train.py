@@ -113,11 +113,13 @@ def train_model(
     progress: Callable[[int, int], None] | None = None,
     checkpoint: Checkpoint | None = None,
     first_epoch: int = 1,
+    watch: Callable[[Sequence[dict[str, Any]]], None] | None = None,
 ) -> Trained:
     """Fit a model, stopping early by what validation says. It is called as `model(inputs, present)`.
 
-    progress: called with epochs done and epochs at most. checkpoint: where it goes on from, and saves what it has.
-    first_epoch: 0 for a model that has learned before; in epoch 0 it takes no step, and may stay the best.
+    progress: called with epochs done and epochs at most. watch: called after each epoch with the history so far.
+    checkpoint: where it goes on from, and saves what it has. first_epoch: 0 for a model that has learned before; in
+    epoch 0 it takes no step, and may stay the best.
     Raises `TriadError` where the loss becomes NaN, or where no validation row has a label.
     """
     generator = torch.Generator().manual_seed(seed)  # order and dropped slots, apart from weights and dropout
@@ -181,6 +183,8 @@ def train_model(
             state.best = Best(badness, epoch, copy.deepcopy(averaged.model.state_dict()))
         if progress is not None:
             progress(epoch, training.epochs)
+        if watch is not None:
+            watch(state.history)
         if checkpoint is not None:
             checkpoint.save(state)
     if checkpoint is not None:
