@@ -230,8 +230,8 @@ def is_present(feature: Feature, status: np.ndarray, allow_pending: bool) -> np.
     if pending and not allow_pending:
         raise StoreError(
             f"{feature.name} is unfinished: {pending:,} of {len(status):,} rows are pending.\n"
-            f"Finish it with {command_for(feature.record)}, or count them as missing with"
-            " --allow-pending."
+            f"Finish it with {command_for(feature.record)}, or count them as missing with "
+            "--allow-pending (from Python, allow_pending=True)."
         )
     return np.asarray(status == Status.PRESENT)
 
