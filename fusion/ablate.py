@@ -82,6 +82,7 @@ class Opened:
     notes: list[str]
 
     def cells_of(self, model: Model, seeds: Sequence[int | None]) -> list[Cell]:
+        """A model's cells: seed by seed, in each every fold."""
         return _cells_of(model, seeds, len(self.cells.splits))
 
     def missing(self) -> list[Cell]:
@@ -239,10 +240,11 @@ class Cells:
 
     @cached_property
     def rows(self) -> list[dict[str, np.ndarray]]:
-        """Of each fold, the row numbers of its parts."""
+        """Of each fold, the row numbers of its parts, int64 (n,)."""
         return [{part: split.rows(code) for part, code in PARTS.items()} for split in self.splits]
 
     def path(self, cell: Cell) -> Path:
+        """The cell's file, called by all that decides it."""
         facts: dict[str, Any] = {
             "format": CELL_FORMAT,
             "packages": PACKAGES,

@@ -207,6 +207,7 @@ class SlotEncoders(nn.Module):
 
     @property
     def widths(self) -> dict[str, int]:
+        """Slot to D, numbers in a vector."""
         return {slot: encoder.width for slot, encoder in self._by_slot()}
 
     def forward(self, batch: Segment) -> tuple[dict[str, Tensor | Frames], Tensor]:

@@ -196,7 +196,10 @@ def raw_inputs(
     workers: int,
     progress: Progress | None,
 ) -> Iterator[dict[str, RawInputs]]:
-    """By live slot, the raw inputs of the split's segments that have one. Raises `TriadError` where one is gone."""
+    """By live slot, of part to row numbers (n,), the raw inputs of the split's segments that have one.
+
+    Raises `TriadError` where one is gone.
+    """
     of_split = np.sort(np.concatenate(list(rows.values())))
     found = {}
     with ExitStack() as exits:

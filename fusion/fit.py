@@ -320,6 +320,7 @@ def training_of(training: TrainingConfig, slots: Sequence[str], all_slots: Seque
 
 
 def open_splits(store: Store, name: str) -> list[Split]:
+    """The split of this name, or all folds of the set. Raises `SplitError` where there is none, or a part is empty."""
     names = fold_names(name, store.splits())
     if not names:
         listed = ", ".join(store.splits()) or "none"

@@ -36,6 +36,7 @@ class RunLog:
         self.points(series, [Point(epoch["epoch"], numbers(epoch)) for epoch in new])
 
     def points(self, series: str, points: Sequence[Point]) -> None:
+        """Log points of a series, each of which is new."""
         if points:
             self._tell(lambda tracker: tracker.log(series, points))
 

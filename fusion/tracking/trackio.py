@@ -16,6 +16,8 @@ from fusion.tracking.base import PROJECT, Point, Status, TrackedRun, Tracker
 
 
 class TrackioTracker(Tracker):
+    """Hardware is not measured, nothing is printed, and no dashboard is started."""
+
     package = "trackio"
 
     def __init__(self) -> None:
