@@ -47,6 +47,8 @@ RESULT_IS_OUTPUT = {"inspect", "config", "completion"}  # what they print is all
 
 
 class UserMistake(click.ClickException):
+    """A mistake that its maker can put right: the message in colour, exit code 2."""
+
     exit_code = 2
 
     def show(self, file: Any = None) -> None:
@@ -54,6 +56,8 @@ class UserMistake(click.ClickException):
 
 
 class LazyGroup(HintingGroup):
+    """All commands by name, each imported when it is asked for."""
+
     def main(self, *arguments: Any, **options: Any) -> Any:
         from stores.terminal import plain_output
 

@@ -51,6 +51,7 @@ class Correction:
         return cls(np.where(shifts, np.nan_to_num(offset), 0.0), np.asarray(facts["exclude"] & (verdict == "apart")))
 
     def apply(self, row: int, raw: RawMidi) -> RawMidi | None:
+        """The row's MIDI, shifted as was measured; `None` where it is left out."""
         if self.excluded[row]:
             return None
         return replace(raw, shift_seconds=raw.shift_seconds + float(self.shift_seconds[row]))
@@ -110,6 +111,7 @@ class Measure:
     max_offset_seconds: float
 
     def prepare(self, pair: tuple[RawAudio, RawMidi]) -> tuple[str, float, float, float, str]:
+        """Verdict, offset in seconds, lead, score, and the reason where there is no offset."""
         from featurize.align import RATE_HZ, measure
         from featurize.audio import load_mono
         from featurize.midi import read_midi

@@ -31,6 +31,7 @@ class Audit:
 
     @property
     def passed(self) -> bool:
+        """Whether store and batches differ by no more than tolerance and rounding allow."""
         return self.stored <= self.tolerance + self.rounding and self.batches <= self.tolerance
 
 

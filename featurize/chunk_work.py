@@ -31,7 +31,8 @@ NO_HASH = bytes(DIGEST_BYTES)
 class RawSource(Protocol):
     """Raw inputs by row of the store (`featurize.project.StoreRows`)."""
 
-    def raw(self, row: int) -> Raw | None: ...
+    def raw(self, row: int) -> Raw | None:
+        """The raw input of a row; `None` where it has none. Raises `UnreadableInput`."""
 
 
 @dataclass

@@ -16,6 +16,7 @@ from stores.completion import complete_labels, complete_splits, starting_with
 
 
 def complete_encoders(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Encoders, for the Tab key."""
     return starting_with(incomplete, ENCODERS)
 
 
@@ -258,6 +259,7 @@ def _show_plan(project: Project, store: Any, encoder: Any, as_json: bool, **sett
 
 
 def first_split(project: Project, store: Any, say: Any) -> str | None:
+    """The split that the configuration names, made where the store has none; `None` where there can be none."""
     from featurize.errors import SplitError
 
     name: str = project.config.split.name

@@ -217,6 +217,7 @@ class ModelEncodersConfig(Section):
     midi_encoder: MIDIEncoderConfig = MIDIEncoderConfig()
 
     def encoder_for(self, modality: str) -> EncoderConfig | None:
+        """What is configured for a modality; `None` for any but text, audio and midi."""
         return {"text": self.text_encoder, "audio": self.audio_encoder, "midi": self.midi_encoder}.get(modality)
 
 

@@ -38,6 +38,8 @@ TIMES = "Times are seconds (12.5), LRC stamps ([00:12.50]), or SMPTE timecodes w
 
 
 class Severity(StrEnum):
+    """An error stops `ingest`; a warning may cost rows; a note is to be known."""
+
     ERROR = "error"
     WARNING = "warning"
     NOTE = "note"
@@ -71,6 +73,7 @@ class Ingest:
 
     @property
     def errors(self) -> list[Problem]:
+        """The problems that keep a store from being written."""
         return [problem for problem in self.problems if problem.severity is Severity.ERROR]
 
 

@@ -53,7 +53,7 @@ def read_label(name: str, column: pa.ChunkedArray, *, as_number: bool = False) -
 
 
 def infer_kind(values: np.ndarray) -> TargetKind:
-    """What a label most likely is: the default where the configuration names no kind."""
+    """What a label, (N,) or (N, K), most likely is: the default where the configuration names no kind."""
     if values.dtype.kind == "T":
         return "multi_label" if any(value.startswith("[") for value in values.tolist()) else "categorical"
     if values.ndim == 2:
@@ -67,6 +67,8 @@ def infer_kind(values: np.ndarray) -> TargetKind:
 
 def resolve_targets(targets: list[TargetConfig], labels: dict[str, np.ndarray]) -> list[TargetConfig]:
     """The targets with column and kind filled in. With none configured, the one label that can be a target.
+
+    labels: by name, (N,) or (N, K).
 
     Raises `ConfigError` where a column is missing, or where the choice is not clear.
     """
@@ -110,7 +112,7 @@ def strata(values: np.ndarray, bins: int = 5) -> np.ndarray:
 
 
 def could_be_target(values: np.ndarray) -> bool:
-    """Whether a label has few enough classes, or numbers that differ."""
+    """Whether a label, (N,) or (N, K), has few enough classes, or numbers that differ."""
     if values.dtype.kind == "T":
         distinct = len(set(values.tolist()) - {""})
         return 2 <= distinct <= min(MAX_CLASSES, max(2, len(values) // 2))

@@ -92,7 +92,7 @@ class Score:
         )
 
     def quarters_at(self, seconds: np.ndarray) -> np.ndarray:
-        """Quarter notes from the start of the file to each of `seconds`; the shape is kept."""
+        """Quarter notes from the start of the file to each of `seconds`; of any shape (…), which is kept."""
         per_second = self.tempo_bpm / 60
         at_change = np.concatenate([[0.0], np.cumsum(np.diff(self.tempo_seconds) * per_second[:-1])])
         span = np.maximum(np.searchsorted(self.tempo_seconds, seconds, side="right") - 1, 0)

@@ -272,5 +272,6 @@ def _pair(onsets: list[int], ends: list[int]) -> tuple[list[int], list[int]]:
 
 
 def concatenate_notes(parts: Iterable[Notes]) -> Notes:
+    """Tables of notes, one after the other; a table without `is_unended` has none."""
     tables = [{"is_unended": np.zeros(len(part["onset"]), np.bool_)} | part for part in parts]
     return {field: np.concatenate([table[field] for table in tables]) for field in tables[0]}

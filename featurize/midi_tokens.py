@@ -148,7 +148,8 @@ class MidiTokenizer:
         return make(score, self.max_events)
 
     def decode(self, ids: np.ndarray) -> Any:
-        """What `ids`, without padding, say, as a `symusic.Score` in ticks; the module's text says how exactly.
+        """What `ids`, int (T,) or (T, C), without padding, say, as a `symusic.Score` in ticks; the module's text says
+        how exactly.
 
         A tick is a step: 10 ms of separate tokens, which then have 60 quarters a minute, 1/24 quarter of compound ones.
         """

@@ -28,6 +28,8 @@ from stores.store import Part, Split, Store
 
 @dataclass(frozen=True)
 class Featurized:
+    """What `featurize` has done, and the feature as it now stands."""
+
     feature: Feature
     extraction: Extraction
     fitted_on: str | None  # the split, where the encoder was fitted in this run
@@ -115,7 +117,7 @@ def open_encoder(name: str, options: Mapping[str, Any] | None = None, *, trained
 
 
 def ids_sha256(ids: np.ndarray) -> str:
-    """SHA-256 over sorted ids: which segments an encoder or a run has seen, without listing them."""
+    """SHA-256 over sorted ids, text (n,): which segments an encoder or a run has seen, without listing them."""
     digest = hashlib.sha256()
     for segment_id in sorted(ids.tolist()):
         digest.update(segment_id.encode("utf-8", "surrogatepass") + b"\n")

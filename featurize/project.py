@@ -34,9 +34,11 @@ class Project:
         return self.store_path.parent / "encoders"
 
     def open_store(self) -> Store:
+        """The store of the command line. Raises `StoreError` where there is none."""
         return open_store(self.store_path)
 
     def open_source(self, store: Store) -> Source:
+        """The raw data that the store was made from. Raises `SourceError` where it is gone."""
         return open_source_of(store, self.store_path, self.config)
 
 
@@ -93,6 +95,7 @@ class StoreRows:
         self._correction = None if as_stated or modality != "midi" else Correction.of(store)
 
     def raw(self, row: int) -> Raw | None:
+        """The raw input of a row of the store, MIDI shifted as `cli align` measured it; `None` where it has none."""
         raw = self._source.raw(self._rows[row], self._modality)
         if self._correction is not None and isinstance(raw, RawMidi):
             return self._correction.apply(row, raw)

@@ -38,8 +38,8 @@ def rebuild_encoder(
 ) -> Encoder:
     """The encoder that wrote `feature` (`slot/name`, for messages), on its device and in its precision.
 
-    state: of an encoder that was fitted (`stores.feature.Feature.state`). place: where a trained encoder or a
-    checkpoint stands. searched: folders of trained encoders, looked through where no place is given. Raises
+    state: arrays (…) of an encoder that was fitted (`stores.feature.Feature.state`). place: where a trained encoder or
+    a checkpoint stands. searched: folders of trained encoders, looked through where no place is given. Raises
     `ConfigError` where it cannot be built, or is not the same: other versions of libraries are told apart, too, unless
     `allow_other_versions`.
     """

@@ -31,9 +31,12 @@ class UnreadableInput(ValueError):
 
 @dataclass(frozen=True)
 class RawText:
+    """The lyrics of one segment."""
+
     text: str
 
     def digest(self) -> bytes:
+        """16 bytes that are equal where the text is."""
         return _digest(b"text", self.text.encode("utf-8", "surrogatepass"))
 
 
@@ -48,6 +51,7 @@ class RawAudio:
     end_seconds: float | None = None
 
     def digest(self) -> bytes:
+        """16 bytes that are equal where samples, rate and span are. Raises `UnreadableInput` where a file is gone."""
         span = _pack_span(self.start_seconds, self.end_seconds)
         if self.path is not None:
             return _digest(b"audio-file", span, _file_digest(self.path, MAX_AUDIO_BYTES))
@@ -68,6 +72,7 @@ class RawMidi:
     shift_seconds: float = 0.0
 
     def digest(self) -> bytes:
+        """16 bytes that are equal where content, span and shift are. Raises `UnreadableInput` where a file is gone."""
         content = _file_digest(self.path, MAX_MIDI_BYTES) if self.path is not None else _digest(self.data or b"")
         shift = [struct.pack("<d", self.shift_seconds)] if self.shift_seconds else []
         return _digest(b"midi", _pack_span(self.start_seconds, self.end_seconds), content, *shift)

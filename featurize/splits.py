@@ -78,7 +78,10 @@ def write_splits(
 
 
 def large_groups(groups: np.ndarray, config: SplitConfig) -> list[str]:
-    """A note where one group alone is larger than the smallest part was to be: it stays whole, and parts are uneven."""
+    """A note where one group alone is larger than the smallest part was to be: it stays whole, and parts are uneven.
+
+    groups: text (N,).
+    """
     if config.method != "grouped":
         return []
     names, counts = np.unique(groups, return_counts=True)
@@ -93,7 +96,7 @@ def large_groups(groups: np.ndarray, config: SplitConfig) -> list[str]:
 
 
 def check_split(split: Split, groups: np.ndarray) -> None:
-    """Raise `SplitError` where a group stands in two parts of a split that says it does not leak."""
+    """Raise `SplitError` where a group, of text (N,), stands in two parts of a split that says it does not leak."""
     if split.facts.get("leaks"):
         return
     kept = split.parts != Part.LEFT_OUT

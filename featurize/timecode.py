@@ -26,12 +26,18 @@ from featurize.midi_chunks import split_chunks
 
 @dataclass(frozen=True)
 class FrameRate:
+    """labels_per_second: what the frame part of a timecode counts to.
+
+    drops: whether labels are skipped to keep time.
+    """
+
     labels_per_second: int
     frames_per_second: Fraction
     drops: bool = False
 
     @property
     def frames_per_day(self) -> int:
+        """Where a timecode begins again."""
         return self.frame_number(24, 0, 0, 0)
 
     def frame_number(self, hours: int, minutes: int, seconds: int, frames: int) -> int:

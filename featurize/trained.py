@@ -135,6 +135,7 @@ def find_tuned(record: Record, runs: Path) -> Path | None:
 
 
 def tuned_name(encoder_name: str, run_name: str) -> str:
+    """What the feature of an encoder is called that a run has tuned."""
     return f"{encoder_name}-{run_name}"
 
 

@@ -31,13 +31,16 @@ Key = TypeVar("Key")
 
 @dataclass(frozen=True)
 class Failure:
+    """Why an input could not be prepared, in one sentence."""
+
     reason: str
 
 
 class Prepares(Protocol):
     """What travels to the worker processes: an encoder without weights, or the like. Picklable."""
 
-    def prepare(self, raw: Any) -> Any: ...
+    def prepare(self, raw: Any) -> Any:
+        """What becomes of one input, in another process. Raises `UnreadableInput`."""
 
 
 class Preparer:

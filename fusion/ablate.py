@@ -11,12 +11,11 @@ tuple in slot order. What the tables hold: `fusion/shapley.py`.
 from __future__ import annotations
 
 import ast
-import hashlib
 import inspect
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -35,6 +34,7 @@ from fusion import baselines
 from fusion.cell_pool import run_cells
 from fusion.config import Config, FusionConfig, TrainingConfig
 from fusion.data import SegmentData, choose_features, load_segments
+from fusion.digest import digest
 from fusion.evaluate import patterns
 from fusion.fit import PARTS, open_splits
 from fusion.leaks import check_encoders
@@ -44,6 +44,8 @@ from fusion.report import write_ablation_report
 from fusion.runs import check_name, environment, write_config, write_json, write_model
 from fusion.shapley import LINEAR, MAJORITY, MASK_ONLY, TABLES, Cell, Finished, Model, TargetTables, write_rows
 from fusion.targets import Target, load_targets
+from fusion.tracking.base import Point, TrackedRun, Tracker
+from fusion.tracking.log import RunLog, numbers, on_slots, tracked
 from fusion.train import train
 from stores.store import Split, Store
 
@@ -80,6 +82,7 @@ class Opened:
     notes: list[str]
 
     def cells_of(self, model: Model, seeds: Sequence[int | None]) -> list[Cell]:
+        """A model's cells: seed by seed, in each every fold."""
         return _cells_of(model, seeds, len(self.cells.splits))
 
     def missing(self) -> list[Cell]:
@@ -101,6 +104,7 @@ def ablate(
     allow_pending: bool = False,
     allow_leak: bool = False,
     progress: Progress | None = None,
+    trackers: Sequence[Tracker] = (),
 ) -> Ablation:
     """Run the cells that are not finished, evaluate all, and write `ablations/name`.
 
@@ -109,24 +113,35 @@ def ablate(
     """
     folder = ablations / check_name(ablations, name, overwrite=True)
     opened = open_ablation(store, config, folder, fusions, subsets, split_name, allow_pending, allow_leak)
-    cells, grid, features, chosen = opened.cells, opened.grid, opened.features, opened.subsets
-    data, targets, splits, fusions = cells.data, cells.targets, cells.splits, opened.fusions
-    tables = [TargetTables(i, target, data.groups, config.training.bootstrap) for i, target in enumerate(targets)]
-    n_run = _run_missing(cells, grid, tables[0], workers, progress)
+    cells, groups = opened.cells, opened.cells.data.groups
+    tables = [TargetTables(i, target, groups, config.training.bootstrap) for i, target in enumerate(cells.targets)]
+    slots = {slot: feature.partition("/")[2] for slot, feature in opened.features.items()}
+    run = TrackedRun("ablate", name, config.model_dump(mode="json"), {"fusions": opened.fusions, "slots": slots})
+    with tracked(trackers if trackers and opened.missing() else (), run, folder) as log:
+        n_run = _run_missing(cells, opened.grid, tables, workers, progress, log)
+        metrics = _write_tables(store, config, opened, tables, split_name or config.split.name, folder)
+    return Ablation(folder, metrics, sum(map(len, opened.grid.values())) * len(cells.splits), n_run)
 
-    for model, seeds in grid.items():
+
+def _write_tables(
+    store: Store, config: Config, opened: Opened, tables: list[TargetTables], split_name: str, folder: Path
+) -> dict[str, Any]:
+    """Evaluate all cells, write everything but them to `folder`; returns what `metrics.json` holds."""
+    cells, features, chosen, fusions = opened.cells, opened.features, opened.subsets, opened.fusions
+    data, splits = cells.data, cells.splits
+    for model, seeds in opened.grid.items():
         finished = {cell: cells.read(cell) for cell in opened.cells_of(model, seeds)}
         for of_target in tables:
             of_target.add(model, finished, cells.rows)
     found = [of_target.tables(fusions, max(chosen, key=len), data.slots) for of_target in tables]
     metrics = {
         "format": ABLATION_FORMAT,
-        "ablation": name,
+        "ablation": folder.name,
         "fusions": fusions,
         "slots": {slot: feature.partition("/")[2] for slot, feature in features.items()},
         "subsets": ["+".join(subset) for subset in chosen],
         "split": {
-            "name": split_name or config.split.name,
+            "name": split_name,
             "method": splits[0].facts["method"],
             "folds": len(splits),
             "leaks": bool(splits[0].facts.get("leaks")),
@@ -148,7 +163,7 @@ def ablate(
         write_rows(folder, table, [row for rows in found for row in rows[table]])
     write_json(folder / "metrics.json", metrics)
     write_ablation_report(folder)
-    return Ablation(folder, metrics, sum(map(len, grid.values())) * len(splits), n_run)
+    return metrics
 
 
 def open_ablation(
@@ -225,25 +240,26 @@ class Cells:
 
     @cached_property
     def rows(self) -> list[dict[str, np.ndarray]]:
-        """Of each fold, the row numbers of its parts."""
+        """Of each fold, the row numbers of its parts, int64 (n,)."""
         return [{part: split.rows(code) for part, code in PARTS.items()} for split in self.splits]
 
     def path(self, cell: Cell) -> Path:
+        """The cell's file, called by all that decides it."""
         facts: dict[str, Any] = {
             "format": CELL_FORMAT,
             "packages": PACKAGES,
             "code": _code_digest("fusion.baselines"),
             "model": [cell.model.name, cell.seed],
             "slots": [[slot, self._slot_digests[slot, _reads_frames(cell.model)]] for slot in cell.model.slots],
-            "targets": _digest(self.targets),
-            "split": _digest(self.splits[cell.fold].parts),
+            "targets": digest(self.targets),
+            "split": digest(self.splits[cell.fold].parts),
         }
         if cell.model.name in FUSIONS:
             fusion, training = self._settings(cell.model)
             facts["code"] = _code_digest("fusion.train", FUSIONS[cell.model.name].__module__)
             facts["fusion"] = fusion.model_dump(mode="json", exclude={"features", "slots"})
             facts["training"] = training.model_dump(mode="json", exclude={"seeds", "bootstrap", "stream"})
-        return self.folder / f"{_digest(facts)[:32]}.safetensors"
+        return self.folder / f"{digest(facts)[:32]}.safetensors"
 
     def read(self, cell: Cell) -> Finished:
         """Raises `FileNotFoundError` where it is not finished, `SafetensorError` where its file is damaged."""
@@ -308,7 +324,7 @@ class Cells:
     def _slot_digests(self) -> dict[tuple[str, bool], str]:
         """By slot, and whether its frames count."""
         read = {False: self.data.without_frames(), True: self.data}
-        return {(slot, frames): _digest(data.only([slot])) for frames, data in read.items() for slot in data.slots}
+        return {(slot, frames): digest(data.only([slot])) for frames, data in read.items() for slot in data.slots}
 
 
 def options_for(fusion: str, config: FusionConfig) -> dict[str, Any]:
@@ -328,17 +344,23 @@ def _cells_of(model: Model, seeds: Sequence[int | None], n_folds: int) -> list[C
     return [Cell(model, fold, seed) for seed in seeds for fold in range(n_folds)]
 
 
-def _run_missing(cells: Cells, grid: Grid, tables: TargetTables, workers: int, progress: Progress | None) -> int:
+def _run_missing(
+    cells: Cells, grid: Grid, tables: Sequence[TargetTables], workers: int, progress: Progress | None, log: RunLog
+) -> int:
     """Run what is not finished; returns how many cells that were."""
-    wanted = [_cells_of(model, seeds, len(cells.splits)) for model, seeds in grid.items()]
+    wanted = {model: _cells_of(model, seeds, len(cells.splits)) for model, seeds in grid.items()}
     # a model's first cell after another's first, so that each soon has something to show
-    order = [cell for turn in zip_longest(*wanted) for cell in turn if cell is not None]
+    order = [cell for turn in zip_longest(*wanted.values()) for cell in turn if cell is not None]
     missing: list[Cell] = []
 
     def report(cell: Cell, done: int) -> None:
-        finished = cells.read(cell)
+        finished, rows = cells.read(cell), cells.rows[cell.fold]
+        scores = {f"val/{of.target.name}/{of.metric.name}": of.score(finished, rows, "val") for of in tables}
         if progress is not None:
-            progress(cell, tables.score(finished, cells.rows[cell.fold], "val"), done, len(missing))
+            progress(cell, next(iter(scores.values())), done, len(missing))
+        if done:
+            point = Point(wanted[cell.model].index(cell), numbers({**finished.facts, **scores}))
+            log.points(on_slots(cell.model.name, cell.model.subset), [point])
 
     for cell in order:
         try:
@@ -349,24 +371,6 @@ def _run_missing(cells: Cells, grid: Grid, tables: TargetTables, workers: int, p
     for done, cell in enumerate(run_cells(cells, missing, workers), start=1):
         report(cell, done)
     return len(missing)
-
-
-def _digest(value: Any) -> str:
-    """SHA-256 of plain values, arrays and tensors, and of lists, mappings and dataclasses of them, in their order."""
-    if isinstance(value, torch.Tensor):
-        value = value.numpy()
-    if is_dataclass(value):
-        value = [[field.name, getattr(value, field.name)] for field in fields(value)]
-    if isinstance(value, Mapping):
-        value = [[key, item] for key, item in value.items()]
-    if isinstance(value, list | tuple):
-        return hashlib.sha256(json.dumps([_digest(item) for item in value]).encode()).hexdigest()
-    if isinstance(value, np.ndarray) and value.dtype.kind != "T":
-        digest = hashlib.sha256(f"{value.dtype} {value.shape}".encode())
-        digest.update(np.ascontiguousarray(value).data)
-        return digest.hexdigest()
-    plain = value.tolist() if isinstance(value, np.ndarray) else value
-    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
 
 @cache
@@ -383,7 +387,7 @@ def _code_digest(*modules: str) -> str:
         for node in ast.walk(ast.parse(sources[name])):
             if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "fusion":
                 waiting += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return _digest(sorted(sources.items()))
+    return digest(sorted(sources.items()))
 
 
 def _source_file(module: str) -> Path | None:

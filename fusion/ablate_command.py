@@ -14,7 +14,7 @@ import click
 
 from featurize.project import Project, project_options
 from fusion.completion import complete_fusion_list
-from fusion.options import feature_option, target_option
+from fusion.options import feature_option, show_trackers, target_option, track_option
 from fusion.table import interval_text, model_label, value_text
 from stores.completion import complete_splits
 from stores.console import is_quiet
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 @click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that train.")
 @click.option("--allow-pending", is_flag=True, help="Count rows that are not featurized yet as missing.")
 @click.option("--allow-leak", is_flag=True, help="Accept encoders that saw labels of held-out groups; it is noted.")
+@track_option
 @click.option("--dry-run", is_flag=True, help="Say what there is to run and how long it takes; no more.")
 @click.option("--json", "as_json", is_flag=True, help="Print metrics.json.")
 def ablate_command(
@@ -64,6 +65,7 @@ def ablate_command(
     seeds: int | None,
     target_names: tuple[str, ...],
     features: tuple[str, ...],
+    tracker_names: tuple[str, ...],
     dry_run: bool,
     as_json: bool,
     **options: Any,
@@ -79,7 +81,9 @@ def ablate_command(
     """
     from fusion.ablate import ablate
     from fusion.commands import _with_options
+    from fusion.tracking import open_trackers
 
+    trackers = open_trackers(tracker_names)
     fit_options = {"strategy": None, "slots": None, "seeds": seeds, "target_names": target_names, "features": features}
     config = _with_options(project.config, fit_options)
     options["fusions"] = None if fusions == "all" else _names(fusions, ",")
@@ -88,7 +92,7 @@ def ablate_command(
         _show_plan(project, config, options, as_json)
         return
     with _live_table() as progress:
-        found = ablate(project.open_store(), config, progress=progress, **options)
+        found = ablate(project.open_store(), config, progress=progress, trackers=trackers, **options)
     if as_json:
         click.echo(json.dumps(found.metrics, indent=2))
         return
@@ -96,6 +100,7 @@ def ablate_command(
     click.echo(f"\nTrain the best: {fit_line(found.metrics, config, click.get_current_context().params)}")
     click.echo(f"Report: {found.folder / 'report.html'}")
     click.echo(f"Tables: {found.folder}/*.csv and *.parquet   {found.n_run:,} of {found.n_cells:,} cells were run now")
+    show_trackers(trackers)
 
 
 def _show_plan(project: Project, config: Any, options: dict[str, Any], as_json: bool) -> None:

@@ -38,9 +38,11 @@ class WeightAverage:
             mean.copy_(buffer)
 
     def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it; nothing where it is off."""
         return {} if self.model is self._current else {"model": self.model.state_dict(), "steps": self._steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
         if state:
             self.model.load_state_dict(state["model"])
             self._steps = state["steps"]

@@ -82,7 +82,7 @@ def linear(
 
 
 def inputs_of(data: SegmentData | StreamedSegments, train_rows: np.ndarray) -> Inputs:
-    """The concatenation, in memory or streamed as the segments are."""
+    """The concatenation (N, ΣD + M), in memory or streamed as the segments are."""
     return StreamedInputs(data, train_rows) if isinstance(data, StreamedSegments) else concatenation(data, train_rows)
 
 

@@ -49,6 +49,7 @@ def statements(kind: TargetKind, truth: np.ndarray, prediction: np.ndarray) -> t
 
 
 def equal_width(n_statements: int, n_bins: int = N_BINS) -> Bins:
+    """Inner bounds of bins of one width in [0, 1]: (n_statements, n_bins - 1)."""
     return np.tile(np.linspace(0, 1, n_bins + 1)[1:-1], (n_statements, 1))
 
 
@@ -71,6 +72,8 @@ def ece(kind: TargetKind, bins: Bins, name: str = "ece") -> Metric:
 
 def describe(kind: TargetKind, classes: Sequence[str], truth: np.ndarray, prediction: np.ndarray) -> dict[str, Any]:
     """`reliability` where one statement is made of a segment, else `labels`; and `ece_if_calibrated` over either bins.
+
+    truth: (N,) or (N, K). prediction: (N, K), as `Target.predict` gives it.
 
     Nothing where there are no segments, nor of regression; no `ece_if_calibrated` of shares: they are no chances.
     """
@@ -115,6 +118,8 @@ def _ece_of_one(stated: np.ndarray, happened: np.ndarray, edges: np.ndarray) -> 
 
 def ece_if_calibrated(stated: np.ndarray, bins: Bins, seed: int = 0) -> float:
     """The mean ECE were everything stated exactly true: chance alone makes it more than zero where segments are few.
+
+    stated: (N, S), S statements on each segment.
 
     Outcomes are drawn independently, which they are less within a song. Source: Bröcker and Smith 2007, "Increasing the
     reliability of reliability diagrams", section 3.

@@ -21,7 +21,8 @@ from stores.errors import TriadError
 class Runs(Protocol):
     """What trains and keeps a cell. Picklable."""
 
-    def run(self, cell: Cell) -> None: ...
+    def run(self, cell: Cell) -> None:
+        """Train one cell and keep it where `Cells.read` finds it."""
 
 
 def run_cells(cells: Runs, missing: Sequence[Cell], workers: int) -> Iterator[Cell]:

@@ -42,6 +42,7 @@ class TrainingState:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
+        """Tensors and plain values, which `torch.load(weights_only=True)` takes."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -55,6 +56,7 @@ class TrainingState:
         }
 
     def take_over(self, saved: dict[str, Any]) -> None:
+        """Put everything where a `to_dict` had it."""
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.schedule.load_state_dict(saved["schedule"])

@@ -12,7 +12,7 @@ import click
 from featurize.commands import complete_encoders
 from featurize.project import Project, project_options
 from fusion.completion import complete_fusions
-from fusion.options import feature_option, target_option
+from fusion.options import feature_option, show_trackers, target_option, track_option
 from stores.completion import complete_splits
 
 FEW_GROUPS = 30  # below this a bootstrap over groups is rough
@@ -45,6 +45,7 @@ FEW_GROUPS = 30  # below this a bootstrap over groups is rough
 @click.option(
     "--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True, help="Of the forward pass."
 )
+@track_option
 @click.option("--overwrite", is_flag=True, help="Replace a trained encoder of the same name.")
 @click.option("--json", "as_json", is_flag=True, help="Print metrics.json.")
 def train_encoder_command(
@@ -59,6 +60,7 @@ def train_encoder_command(
     workers: int | None,
     device: str,
     precision: str,
+    tracker_names: tuple[str, ...],
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -77,8 +79,10 @@ def train_encoder_command(
     from featurize.project import StoreRows
     from fusion.runs import check_name
     from fusion.table import encoder_lines
+    from fusion.tracking import open_trackers
     from fusion.train_encoder import augmentation_of, train_encoder
 
+    trackers = open_trackers(tracker_names)
     cls = encoder_class(encoder_name)
     options = {**configured_options(project.config, encoder_name), **parse_options(option_pairs)}
     options.pop("pretrained_model", None)  # where featurize finds it afterwards
@@ -99,6 +103,7 @@ def train_encoder_command(
             device=device,
             precision=precision,
             progress=progress,
+            trackers=trackers,
         )
     if as_json:
         click.echo(json.dumps(trained.metrics, indent=2))
@@ -106,6 +111,7 @@ def train_encoder_command(
     click.echo("\n".join(encoder_lines(trained.metrics)))
     where = "" if name == encoder_name else f" --option pretrained_model={trained.folder} --as {name}"
     click.echo(f"\nEncoder: {trained.folder}   Next: cli featurize --encoder {encoder_name}{where}")
+    show_trackers(trackers)
 
 
 @click.command("fit")
@@ -136,6 +142,7 @@ def train_encoder_command(
 )
 @click.option("--allow-pending", is_flag=True, help="Count rows that are not featurized yet as missing.")
 @click.option("--allow-leak", is_flag=True, help="Accept encoders that saw labels of held-out groups; the run says so.")
+@track_option
 @click.option("--overwrite", is_flag=True, help="Replace a run of the same name.")
 @click.option("--plain-report", is_flag=True, help="A report of numbers alone: no map, texts, audio or data health.")
 @click.option("--dry-run", is_flag=True, help="Say what there is to train and how long it takes; no more.")
@@ -151,7 +158,9 @@ def fit_command(project: Project, as_json: bool, dry_run: bool, runs: Path, plai
     from fusion.fit import fit
     from fusion.report_parts import PLAIN, ReportParts
     from fusion.table import result_lines
+    from fusion.tracking import open_trackers
 
+    trackers = open_trackers(options["tracker_names"])
     config = _with_options(project.config, options)
     names = ("name", "split_name", "with_baselines", "overwrite", "allow_pending", "allow_leak")
     settings = {"runs": runs, **{key: options[key] for key in names}}
@@ -160,7 +169,7 @@ def fit_command(project: Project, as_json: bool, dry_run: bool, runs: Path, plai
         return
     with progress_bar("fit", "trainings") as progress:
         report = PLAIN if plain_report else ReportParts()
-        run = fit(project.open_store(), config, progress=progress, report=report, **settings)
+        run = fit(project.open_store(), config, progress=progress, report=report, trackers=trackers, **settings)
     if as_json:
         click.echo(json.dumps(run.metrics, indent=2))
         return
@@ -170,6 +179,7 @@ def fit_command(project: Project, as_json: bool, dry_run: bool, runs: Path, plai
         click.echo(f"\nOnly {n_groups} test groups, hence the wide intervals. All groups are tested in turn with:")
         click.echo("  cli split --folds 5 --name cv && cli fit --split cv")
     click.echo(f"\nRun: {run.folder}   Report: {run.folder / 'report.html'}")
+    show_trackers(trackers)
 
 
 def _show_plan(project: Project, config: Any, settings: dict[str, Any], as_json: bool) -> None:

@@ -12,6 +12,7 @@ from stores.completion import last_of_list, starting_with
 
 
 def complete_fusions(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Fusions, for the Tab key."""
     return starting_with(incomplete, FUSION_NAMES)
 
 

@@ -35,10 +35,12 @@ class StoredSegments(Protocol):
         """Slot to feature name, in slot order."""
 
     @property
-    def slots(self) -> tuple[str, ...]: ...
+    def slots(self) -> tuple[str, ...]:
+        """Slots in the order of the columns of `present`."""
 
     @property
-    def widths(self) -> dict[str, int]: ...
+    def widths(self) -> dict[str, int]:
+        """Slot to D, numbers in a vector."""
 
     @property
     def max_frames(self) -> dict[str, int]:
@@ -49,22 +51,27 @@ class StoredSegments(Protocol):
         """bool (N, M), as `slots`."""
 
     @property
-    def ids(self) -> np.ndarray: ...
+    def ids(self) -> np.ndarray:
+        """Segment ids, text (N,)."""
 
     @property
-    def groups(self) -> np.ndarray: ...
+    def groups(self) -> np.ndarray:
+        """The song of each segment, text (N,)."""
 
     @property
-    def evaluation_batch(self) -> int: ...
+    def evaluation_batch(self) -> int:
+        """Rows that fit in memory at once where nothing is learned."""
 
     def epoch_order(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """Row numbers in the order in which an epoch learns from them."""
+        """Row numbers (n,) in the order in which an epoch learns from them."""
 
     def batches(
         self, rows: Sequence[Tensor], augmentation_seed: int | None = None
-    ) -> Iterator[tuple[Tensor, dict[str, Inputs]]]: ...
+    ) -> Iterator[tuple[Tensor, dict[str, Inputs]]]:
+        """For each batch of row numbers (B,): these, and by slot vectors (B, D), frames (B, T, D) where there are."""
 
-    def only(self, slots: Sequence[str]) -> StoredSegments: ...
+    def only(self, slots: Sequence[str]) -> StoredSegments:
+        """The same segments with some of the slots, in this order."""
 
     def standardized(self, model: FusionModel, dtype: torch.dtype) -> StoredSegments:
         """The same segments for training this model, whose batches then need no arithmetic before the first product.
@@ -92,14 +99,17 @@ class SegmentData:
 
     @property
     def slots(self) -> tuple[str, ...]:
+        """Slots in the order of the columns of `present`."""
         return tuple(self.vectors)
 
     @property
     def widths(self) -> dict[str, int]:
+        """Slot to D, numbers in a vector."""
         return {slot: vectors.shape[1] for slot, vectors in self.vectors.items()}
 
     @property
     def max_frames(self) -> dict[str, int]:
+        """Slot to T, the most frames a row may have; only slots with frames."""
         return {slot: frames.shape[1] for slot, frames in self.frames.items()}
 
     @property
@@ -108,6 +118,7 @@ class SegmentData:
         return rows_at_once(self.max_frames)
 
     def epoch_order(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Row numbers (n,) in random order, each once."""
         return shuffled(rows, generator)
 
     def batches(
@@ -125,7 +136,7 @@ class SegmentData:
         return replace(self, frames={}, n_frames={})
 
     def take(self, rows: np.ndarray) -> SegmentData:
-        """Some of the segments, in this order."""
+        """Some of the segments, by row numbers (n,), in this order."""
         return replace(
             self,
             vectors={slot: vectors[rows] for slot, vectors in self.vectors.items()},
@@ -149,6 +160,7 @@ class SegmentData:
         )
 
     def standardized(self, model: FusionModel, dtype: torch.dtype) -> SegmentData:
+        """With vectors (N, D) as the model would standardize them in every batch; as it is where slots have frames."""
         if self.frames:
             return self
         vectors = {}
@@ -230,14 +242,14 @@ def is_present(feature: Feature, status: np.ndarray, allow_pending: bool) -> np.
     if pending and not allow_pending:
         raise StoreError(
             f"{feature.name} is unfinished: {pending:,} of {len(status):,} rows are pending.\n"
-            f"Finish it with {command_for(feature.record)}, or count them as missing with"
-            " --allow-pending."
+            f"Finish it with {command_for(feature.record)}, or count them as missing with "
+            "--allow-pending (from Python, allow_pending=True)."
         )
     return np.asarray(status == Status.PRESENT)
 
 
 def shuffled(rows: Tensor, generator: torch.Generator) -> Tensor:
-    """Any order is as likely as any other."""
+    """Rows (n,): any order is as likely as any other."""
     return rows[torch.randperm(len(rows), generator=generator)]
 
 

@@ -36,11 +36,10 @@ from featurize.project import StoreRows
 from featurize.segments import UnreadableInput
 from featurize.sources import Source
 from featurize.workers import Failure, prepare_safely
+from fusion.data import is_present
 from fusion.modules.base import Frames
 from fusion.targets import Target
-from stores.errors import StoreError
-from stores.feature import Feature, Status
-from stores.record import command_for
+from stores.feature import Feature
 from stores.store import Store
 
 Segment = dict[str, Any]
@@ -115,7 +114,8 @@ class StoredSegments(Segments):
         super().__init__(store, tuple(features), targets, rows)
         found = {slot: store.feature(name) for slot, name in features.items()}
         self.widths = {slot: feature.width for slot, feature in found.items()}
-        self._present = torch.stack([_present(f, self.rows, allow_pending) for f in found.values()], dim=1)
+        present = [is_present(feature, feature.status()[self.rows], allow_pending) for feature in found.values()]
+        self._present = torch.from_numpy(np.stack(present, axis=1))
         self._vectors: dict[str, Tensor | _LazyVectors] = {
             slot: _LazyVectors(feature, self.rows) if lazy else torch.from_numpy(feature.vectors()[self.rows])
             for slot, feature in found.items()
@@ -207,6 +207,7 @@ class SlotEncoders(nn.Module):
 
     @property
     def widths(self) -> dict[str, int]:
+        """Slot to D, numbers in a vector."""
         return {slot: encoder.width for slot, encoder in self._by_slot()}
 
     def forward(self, batch: Segment) -> tuple[dict[str, Tensor | Frames], Tensor]:
@@ -274,18 +275,6 @@ class _LazyVectors:
                 self._chunks.popitem(last=False)
         self._chunks.move_to_end(start)
         return self._chunks[start][row - start]
-
-
-def _present(feature: Feature, rows: np.ndarray, allow_pending: bool) -> Tensor:
-    status = feature.status()[rows]
-    pending = int((status == Status.PENDING).sum())
-    if pending and not allow_pending:
-        raise StoreError(
-            f"{feature.name} is unfinished: {pending:,} of these {len(rows):,} rows are pending.\n"
-            f"Finish it with {command_for(feature.record)}, or count them as missing with "
-            "allow_pending=True."
-        )
-    return torch.from_numpy(status == Status.PRESENT)
 
 
 def _labels(target: Target) -> Tensor:

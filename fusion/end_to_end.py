@@ -55,6 +55,7 @@ class EndToEnd(nn.Module):
 
     @property
     def fusion(self) -> MultimodalFusion:
+        """The fusion inside the head."""
         return self.head.fusion
 
     def train(self, mode: bool = True) -> EndToEnd:
@@ -80,6 +81,7 @@ class EndToEnd(nn.Module):
         return logits, weights
 
     def with_embeddings(self, inputs: Mapping[str, Any], present: Tensor) -> tuple[list[Tensor], Tensor | None, Tensor]:
+        """Logits (B, K) for each target, slot weights (B, M) or `None`, and the fused vector (B, H)."""
         columns = [self.head.slots.index(slot) for slot in self.live]
         batch: dict[str, Any] = {"modality_mask": present[:, columns]}
         for slot, shown in zip(self.live, batch["modality_mask"].T, strict=True):
@@ -115,7 +117,7 @@ class EndToEndData:
     def batches(
         self, rows: Sequence[Tensor], augmentation_seed: int | None = None
     ) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-        """For each batch of row numbers: these, and by slot what the module's text says."""
+        """For each batch of row numbers (B,): these, and by slot what the module's text says."""
         masks = {slot: [self.present[batch, column] for batch in rows] for slot, column in self._columns.items()}
         prepared = {
             slot: inputs.items([batch[mask] for batch, mask in zip(rows, masks[slot], strict=True)], augmentation_seed)

@@ -30,6 +30,7 @@ class Predictions:
     outputs: dict[int, dict[int, list[np.ndarray]]] = field(default_factory=dict)  # seed -> split index -> by target
 
     def add(self, seed: int, split: int, rows: np.ndarray, outputs: list[np.ndarray]) -> None:
+        """Take in one training. rows: int64 (n,), of the store. outputs: of each target (n, K)."""
         self.rows[split] = rows
         self.outputs.setdefault(seed, {})[split] = outputs
 

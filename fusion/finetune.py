@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ from fusion.raw_data import EVALUATION_BATCH, RawInputs
 from fusion.report_parts import ReportParts
 from fusion.runs import CHECKPOINTS, check_name, free_name, new_run, write_config, write_json, write_model, write_table
 from fusion.targets import Target
+from fusion.tracking.base import TrackedRun, Tracker
+from fusion.tracking.log import tracked, training_series
 from fusion.train import Trained, train_model
 from fusion.train_encoder import augmentation_for
 from stores.errors import TriadError
@@ -70,6 +72,7 @@ def finetune(
     overwrite: bool = False,
     say: Callable[[str], None] = lambda _: None,
     progress: Progress | None = None,
+    trackers: Sequence[Tracker] = (),
 ) -> Run:
     """Tune a run's encoders with its head, and leave a new run in `runs`.
 
@@ -92,7 +95,12 @@ def finetune(
     key = hashlib.sha256(training_key(store, segments, targets, [split], config).encode())
     key.update((run.folder / "model.safetensors").read_bytes())
 
-    with raw_inputs(live, store, source, config, segments, rows, workers, progress) as inputs:
+    facts = {"from": run.name, "slots": {slot: name.partition("/")[2] for slot, name in run.features.items()}}
+    tracked_run = TrackedRun("finetune", name, config.model_dump(mode="json"), facts)
+    with (
+        tracked(trackers, tracked_run, runs / name) as log,
+        raw_inputs(live, store, source, config, segments, rows, workers, progress) as inputs,
+    ):
         at_once = min(EVALUATION_BATCH, settings.micro_batch_size or EVALUATION_BATCH)
         data = EndToEndData(without_vectors(segments, list(live)), inputs, at_once)
         frames = {slot: store.feature(run.features[slot]).max_frames for slot in live if slot in run.frame_slots}
@@ -105,6 +113,7 @@ def finetune(
             f"Encoders and store agree: on {identity['rows']:,} validation segments no logit differs by more than "
             f"{identity['largest_difference']:.1e} (allowed {settings.tolerance + identity['rounding']:.1e})."
         )
+        training = training_series(FUSION, split.name, settings.seed)
         with new_run(runs, name) as folder:
             tuned = train_model(
                 model,
@@ -117,7 +126,9 @@ def finetune(
                 _named(progress, "epochs"),
                 Checkpoint(folder / CHECKPOINTS / "model.pt", key.hexdigest()),
                 first_epoch=0,
+                watch=lambda history: log.training(training, history),
             )
+            log.training(training, tuned.history)  # also where no epoch was left to train
             for one in live.values():
                 one.unfrozen.merge()
             weights = _predict(results, tuned, data, segments, rows, settings.seed)
@@ -185,7 +196,10 @@ def raw_inputs(
     workers: int,
     progress: Progress | None,
 ) -> Iterator[dict[str, RawInputs]]:
-    """By live slot, the raw inputs of the split's segments that have one. Raises `TriadError` where one is gone."""
+    """By live slot, of part to row numbers (n,), the raw inputs of the split's segments that have one.
+
+    Raises `TriadError` where one is gone.
+    """
     of_split = np.sort(np.concatenate(list(rows.values())))
     found = {}
     with ExitStack() as exits:

@@ -11,6 +11,7 @@ import click
 
 from featurize.project import Project, project_options
 from fusion.completion import complete_runs
+from fusion.options import show_trackers, track_option
 
 
 @click.command("finetune")
@@ -43,6 +44,7 @@ from fusion.completion import complete_runs
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="In training. [default: finetuning.precision]")
 @click.option("--allow-pending", is_flag=True, help="Count rows that are not featurized yet as missing.")
 @click.option("--allow-leak", is_flag=True, help="Accept encoders that saw labels of held-out groups; the run says so.")
+@track_option
 @click.option("--overwrite", is_flag=True, help="Replace a run of the same name.")
 @click.option("--dry-run", is_flag=True, help="Say what would learn and how long it takes; no more.")
 @click.option("--json", "as_json", is_flag=True, help="Print metrics.json.")
@@ -56,6 +58,7 @@ def finetune_command(
     epochs: int | None,
     precision: str | None,
     workers: int | None,
+    tracker_names: tuple[str, ...],
     dry_run: bool,
     as_json: bool,
     **options: Any,
@@ -74,7 +77,9 @@ def finetune_command(
     from fusion.finetune import finetune
     from fusion.load_run import load_run
     from fusion.table import finetuning_lines, result_lines
+    from fusion.tracking import open_trackers
 
+    trackers = open_trackers(tracker_names)
     given = {
         "unfreeze": None if unfreeze is None else [slot.strip() for slot in unfreeze.split(",") if slot.strip()],
         "last_layers": last_layers,
@@ -100,6 +105,7 @@ def finetune_command(
             config,
             say=say,
             progress=progress,
+            trackers=trackers,
             **options,
         )
     if as_json:
@@ -111,6 +117,7 @@ def finetune_command(
     for slot, facts in run.metrics["finetuning"]["slots"].items():
         precision = "" if facts["precision"] == "fp32" else f" --precision {facts['precision']}"
         click.echo(f"  cli featurize --encoder {run.metrics['run']}:{slot}{precision}")
+    show_trackers(trackers)
 
 
 def _show_plan(project: Project, run: Any, config: Any, options: dict[str, Any], as_json: bool) -> None:

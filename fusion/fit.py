@@ -42,6 +42,8 @@ from fusion.runs import (
 from fusion.streamed_inputs import StreamedInputs
 from fusion.streaming import StreamedSegments, open_segments
 from fusion.targets import Target, load_targets
+from fusion.tracking.base import TrackedRun, Tracker
+from fusion.tracking.log import RunLog, tracked, training_series
 from fusion.train import Trained, train
 from stores.store import Part, Split, Store
 
@@ -71,6 +73,7 @@ def fit(
     overwrite: bool = False,
     progress: Progress | None = None,
     report: ReportParts = ReportParts(),  # noqa: B008 (frozen)
+    trackers: Sequence[Tracker] = (),
 ) -> Run:
     """Train `config.model.fusion` on the store's features; returns the finished run.
 
@@ -81,7 +84,9 @@ def fit(
     loaded = load_inputs(store, config, split_name, allow_pending=allow_pending, allow_leak=allow_leak)
     data, targets, splits, notes = loaded.data, loaded.targets, loaded.splits, loaded.notes
 
-    with new_run(runs, name) as folder:
+    slots = {slot: feature.partition("/")[2] for slot, feature in data.features.items()}
+    run = TrackedRun("fit", name, config.model_dump(mode="json"), {"slots": slots})
+    with tracked(trackers, run, runs / name) as log, new_run(runs, name) as folder:
         key = training_key(store, data, targets, splits, config)
         job = _Job(
             data,
@@ -92,6 +97,7 @@ def fit(
             progress,
             lambda training: Checkpoint(folder / CHECKPOINTS / training, key),
             folder,
+            log,
         )
         job.run()
         if isinstance(data, StreamedSegments):
@@ -103,7 +109,7 @@ def fit(
             "format": METRICS_FORMAT,
             "run": name,
             "fusion": strategy,
-            "slots": {slot: feature.partition("/")[2] for slot, feature in data.features.items()},
+            "slots": slots,
             "split": {
                 "name": split_name or config.split.name,
                 "method": splits[0].facts["method"],
@@ -181,6 +187,7 @@ class _Job:
         progress: Progress | None,
         checkpoint: Callable[[str], Checkpoint],
         folder: Path,
+        log: RunLog,
     ):
         self._data = data
         self._targets = targets
@@ -190,6 +197,7 @@ class _Job:
         self._progress = progress
         self._checkpoint = checkpoint
         self._folder = folder
+        self._log = log
         self._done = 0
         self._alone = data.slots if with_baselines and len(data.slots) > 1 else ()
         self.results: dict[str, dict[str, Predictions]] = defaultdict(lambda: defaultdict(Predictions))
@@ -232,6 +240,7 @@ class _Job:
                 self.weights[seed, number] = weights.numpy()
         split = self._splits[number].name
         self.history += [{"model": model, "split": split, "seed": seed, **epoch} for epoch in trained.history]
+        self._log.training(training_series(model, split, seed), trained.history)
         self._done += 1
         if self._progress is not None:
             per_split = len(self._config.training.seeds) * (1 + len(self._alone))
@@ -311,6 +320,7 @@ def training_of(training: TrainingConfig, slots: Sequence[str], all_slots: Seque
 
 
 def open_splits(store: Store, name: str) -> list[Split]:
+    """The split of this name, or all folds of the set. Raises `SplitError` where there is none, or a part is empty."""
     names = fold_names(name, store.splits())
     if not names:
         listed = ", ".join(store.splits()) or "none"

@@ -28,7 +28,8 @@ FACTOR = 2.0  # of the largest change that was drawn
 def check_identity(
     run: LoadedRun, model: EndToEnd, data: EndToEndData, segments: SegmentData, rows: np.ndarray, tolerance: float
 ) -> dict[str, Any]:
-    """What was found, of some rows. Raises `TriadError` where logits differ by more than `tolerance` beyond rounding.
+    """What was found, of some rows (n,). Raises `TriadError` where logits differ by more than `tolerance` beyond
+    rounding.
 
     model, data: of the run's head on live encoders. segments: the run's features in the store.
     """
@@ -49,7 +50,10 @@ def check_identity(
 def rounding_effect(
     run: LoadedRun, segments: SegmentData, rows: np.ndarray, precisions: Mapping[str, str], draws: int = DRAWS
 ) -> float:
-    """How far rounding may have moved a logit. precisions: `fp32` or `bf16`, of the encoders of some slots."""
+    """How far rounding may have moved a logit of these rows (n,).
+
+    precisions: `fp32` or `bf16`, of the encoders of some slots.
+    """
     some = segments.take(rows)
     everyone = np.arange(len(rows))
     stored = run.logits(some, everyone)

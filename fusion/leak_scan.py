@@ -109,7 +109,7 @@ def opened_splits(store: Store, name: str) -> list[Split]:
 
 
 def scannable_labels(store: Store, targets: Sequence[TargetConfig] = ()) -> dict[str, np.ndarray]:
-    """The targets' labels; without targets those of the store with 2 to `MAX_CLASSES` classes."""
+    """The targets' labels, (N,) or (N, K); without targets those of the store with 2 to `MAX_CLASSES` classes."""
     labels = {}
     for target in targets:
         columns = [store.label(column) for column in target.columns or [target.column or target.name]]

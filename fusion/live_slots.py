@@ -39,6 +39,7 @@ class LiveSlot:
 
     @property
     def encoder(self) -> Encoder:
+        """The module whose weights may learn."""
         return self.unfrozen.encoder
 
     @property
@@ -48,6 +49,7 @@ class LiveSlot:
 
     @property
     def notes(self) -> list[str]:
+        """Libraries whose versions differ from those that wrote the feature."""
         now, then = self.encoder.record.libraries, self.record["libraries"]
         others = [f"{name} {then.get(name)}, now {found}" for name, found in now.items() if then.get(name) != found]
         return [f"{self.feature} was written by other versions: {'; '.join(others)}."] if others else []
@@ -61,6 +63,7 @@ class LiveSlot:
         self.encoder.trained_on = trained_on
 
     def save(self, folder: Path) -> None:
+        """Leave the tuned encoder and its record in a new folder."""
         folder.mkdir(parents=True)
         assert self.encoder.loaded_from is not None
         save_trained(folder, self.encoder, self.options, self.encoder.loaded_from)
@@ -71,6 +74,7 @@ class LiveSlot:
         return f"{self.encoder.modality}/{tuned_name(self.encoder.name, run_name)}"
 
     def facts(self) -> dict[str, Any]:
+        """What `metrics.json` says of it."""
         return {
             "from_feature": self.feature,
             "encoder": self.encoder.name,

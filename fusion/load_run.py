@@ -59,10 +59,12 @@ class LoadedRun:
 
     @property
     def name(self) -> str:
+        """As `cli fit` called it."""
         return str(self.metrics["run"])
 
     @property
     def slots(self) -> tuple[str, ...]:
+        """In the model's order."""
         return tuple(self.features)
 
     def encoder_of(self, slot: str) -> str:

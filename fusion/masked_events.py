@@ -31,15 +31,19 @@ class MaskedEvents:
     n_outputs: int = 1
 
     def fitted_to(self, rows: np.ndarray) -> Self:
+        """Itself: there is nothing to learn beforehand from rows (n,)."""
         return self
 
     def loss(self, losses: Tensor, rows: Tensor) -> Tensor:
+        """The mean of losses (B,), in nats."""
         return losses.mean()
 
     def weight(self, rows: Tensor) -> float:
+        """How many rows (n,) there are."""
         return float(len(rows))
 
     def predict(self, losses: Tensor) -> np.ndarray:
+        """Losses (n,) as they are."""
         return losses.numpy()
 
 

@@ -220,13 +220,13 @@ class GroupBootstrap:
 
 
 def score(metric: Metric, truth: np.ndarray, prediction: np.ndarray) -> float:
-    """The metric on all segments."""
+    """The metric on all segments. truth: (N,) or (N, K). prediction: (N, K)."""
     assert prediction.ndim == 2 and len(prediction) == len(truth), (prediction.shape, truth.shape)
     return float(metric.value(metric.statistics(truth, prediction).sum(axis=0)))
 
 
 def interval(values: np.ndarray) -> list[float] | None:
-    """The percentile interval at `LEVEL` of resampled values; `None` where it says nothing (one group, undefined)."""
+    """The percentile interval at `LEVEL` of values (R,); `None` where it says nothing (one group, undefined)."""
     finite = values[np.isfinite(values)]
     if len(finite) < 0.9 * len(values) or len(finite) < 2:
         return None

@@ -133,11 +133,13 @@ class Moments:
 
     @property
     def mean(self) -> Tensor:
+        """Of each column, float64 (D,)."""
         assert isinstance(self._mean, Tensor)
         return self._mean
 
     @property
     def deviation(self) -> Tensor:
+        """Of each column, float64 (D,), dividing by how many rows there were."""
         assert isinstance(self._squares, Tensor)
         return (self._squares / self.n).sqrt()
 
@@ -169,5 +171,6 @@ class Standardize(nn.Module):
         self.scale.copy_(torch.where(deviation > floor, deviation, torch.inf))
 
     def forward(self, vectors: Tensor) -> Tensor:
+        """Vectors (B, D) as float32, in standard deviations from the training mean, cut off at ±8."""
         # eight standard deviations: beyond that a value says "strange", not "how strange"
         return ((vectors.float() - self.mean) / self.scale).clamp(-8.0, 8.0)

@@ -18,19 +18,21 @@ class Objective(Protocol):
         """bool (N,): the rows that it can be trained on."""
 
     @property
-    def loss_weight(self) -> float: ...
+    def loss_weight(self) -> float:
+        """Of its loss in the sum of all."""
 
     @property
-    def n_outputs(self) -> int: ...
+    def n_outputs(self) -> int:
+        """K, how many logits a row has."""
 
     def fitted_to(self, rows: np.ndarray) -> Self:
-        """With what is learned from the training rows beforehand, such as class weights."""
+        """With what is learned from the training rows (n,) beforehand, such as class weights."""
 
     def loss(self, logits: Tensor, rows: Tensor) -> Tensor:
         """(B, K) to scalar: a mean."""
 
     def weight(self, rows: Tensor) -> float:
-        """What the mean over these rows divides by; 0 where it is over nothing."""
+        """What the mean over these rows (n,) divides by; 0 where it is over nothing."""
 
     def predict(self, logits: Tensor) -> np.ndarray:
         """(n, K), in terms that a user knows."""
@@ -39,7 +41,9 @@ class Objective(Protocol):
 def total_loss(
     targets: Sequence[Objective], logits: Sequence[Tensor], rows: Tensor, batch: Tensor | None = None
 ) -> Tensor:
-    """The weighted sum of the targets' losses over some rows; of a batch that they are part of, their share of it."""
+    """The weighted sum (a scalar) of the targets' losses over some rows (n,); of a batch that they are part of, their
+    share of it.
+    """
     losses = []
     for target, out in zip(targets, logits, strict=True):
         share = 1.0

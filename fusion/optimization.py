@@ -92,7 +92,7 @@ class SlotGradients:
         self.blown_up: list[str] = []
 
     def clip(self) -> dict[str, Tensor]:
-        """Scale gradients down to their limits. Returns each slot's norm, as it was before."""
+        """Scale gradients down to their limits. Returns each slot's norm (a scalar), as it was before."""
         norms = {slot: _norm(parameters) for slot, parameters in self._by_slot.items()}
         together, squares = [*self._shared], [_norm(self._shared).square()]
         for slot, parameters in self._by_slot.items():

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
 import click
 
 from stores.completion import complete_features, complete_labels
+
+if TYPE_CHECKING:
+    from fusion.tracking.base import Tracker
 
 target_option = click.option(
     "--target",
@@ -22,3 +28,17 @@ feature_option = click.option(
     shell_complete=complete_features,
     help="Which feature fills a slot; repeatable.",
 )
+track_option = click.option(
+    "--track",
+    "tracker_names",
+    multiple=True,
+    type=click.Choice(["tensorboard", "mlflow", "wandb", "trackio"]),  # as `fusion.tracking` has them
+    help="Tell this tool what is measured, too; repeatable. [default: none]",
+)
+
+
+def show_trackers(trackers: Iterable[Tracker]) -> None:
+    """Where the run is to be seen in each."""
+    for tracker in trackers:
+        if tracker.where:
+            click.echo(f"Tracked: {tracker.where}")

@@ -112,7 +112,7 @@ class Predictor:
         rows: np.ndarray | None = None,
         progress: Progress | None = None,
     ) -> Iterator[pa.Table]:
-        """The same in blocks of rows, so that memory stays flat. rows: ascending row numbers; all where `None`.
+        """The same in blocks of rows, so that memory stays flat. rows: ascending row numbers (n,); all where `None`.
 
         progress: called with what is counted, how many are done, and how many in all.
         """

@@ -29,6 +29,7 @@ class PredictionSummary:
         self._ranges: dict[str, list[float]] = {}
 
     def add(self, table: pa.Table) -> None:
+        """Count a block of predictions in."""
         self._n += table.num_rows
         if table.num_rows == 0:
             return

@@ -76,19 +76,22 @@ class RawInputs:
         self._exits.close()
 
     def usable(self, rows: np.ndarray) -> np.ndarray:
-        """Those of some rows that can be learned from."""
+        """Those of some rows (n,) that can be learned from."""
         kept: np.ndarray = rows[self.present[rows, 0].numpy()]
         return kept
 
     epoch_order = staticmethod(shuffled)
 
     def batches(self, rows: Sequence[Tensor], augmentation_seed: int | None = None) -> Iterator[tuple[Tensor, Batch]]:
-        """For each batch of row numbers: these, and the encoder's batch. Each row has its own seed in each epoch."""
+        """For each batch of row numbers (B,): these, and the encoder's batch.
+
+        Each row has its own seed in each epoch.
+        """
         for batch, items in zip(rows, self.items(rows, augmentation_seed), strict=True):
             yield batch, self._encoder.collate(items) if items else {}
 
     def items(self, rows: Sequence[Tensor], augmentation_seed: int | None = None) -> Iterator[list[Item]]:
-        """For each batch of row numbers what the encoder prepared of them."""
+        """For each batch of row numbers (B,) what the encoder prepared of them."""
         jobs = (
             (row, _Job(self._raws[row](), None if augmentation_seed is None else _seed_of(augmentation_seed, row)))
             for batch in rows

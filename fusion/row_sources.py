@@ -23,6 +23,8 @@ FILE_CHUNK_ROWS = 1024
 
 
 class RowSource(Protocol):
+    """Where streamed rows are read from, chunk by chunk."""
+
     chunk_rows: int
 
     def places(self, rows: np.ndarray) -> np.ndarray:
@@ -51,12 +53,15 @@ class StoreChunks:
         self._frame_slots = set(frame_slots)
 
     def places(self, rows: np.ndarray) -> np.ndarray:
+        """The rows themselves, int64 (n,)."""
         return rows
 
     def row_bytes(self, slot: str) -> int:
+        """Bytes of one row of a slot."""
         return sum(array.nbytes for array in self.empty(slot, 1).values())
 
     def empty(self, slot: str, n: int) -> Arrays:
+        """Room for n rows: vectors (n, D), and frames (n, T, D) where they are read."""
         feature = self.features[slot]
         found = {"vectors": np.empty((n, feature.width), feature.dtype)}
         if slot in self._frame_slots:
@@ -65,6 +70,7 @@ class StoreChunks:
         return found
 
     def read(self, slot: str, chunk: int) -> Arrays:
+        """A chunk of a slot, from the store. Raises `DamagedStore` on bad bytes."""
         feature, status = self.features[slot], self._statuses[slot]
         rows = range(chunk * self.chunk_rows, min((chunk + 1) * self.chunk_rows, len(status)))
         known = status[rows.start : rows.stop]
@@ -100,17 +106,20 @@ class RowFile:
             self._files[slot, kind].write(np.ascontiguousarray(values).data)
 
     def has(self, rows: np.ndarray) -> bool:
-        """Whether all these rows are here."""
+        """Whether all these rows (n,) are here."""
         places = self.places(rows).clip(max=len(self._rows) - 1)
         return len(self._rows) > 0 and bool((self._rows[places] == rows).all())
 
     def places(self, rows: np.ndarray) -> np.ndarray:
+        """Where these rows are in the file, int64 (n,)."""
         return np.searchsorted(self._rows, rows)
 
     def empty(self, slot: str, n: int) -> Arrays:
+        """Room for n rows, as the store's chunks have it."""
         return self._like.empty(slot, n)
 
     def read(self, slot: str, chunk: int) -> Arrays:
+        """A chunk of a slot, from the file."""
         start = chunk * self.chunk_rows
         found = self.empty(slot, min(self.chunk_rows, len(self._rows) - start))
         for kind, values in found.items():

@@ -67,6 +67,7 @@ class RunEncoders:
         return max((self._features[slot].max_frames for slot in self._frame_slots), default=0)
 
     def modality(self, slot: str) -> str:
+        """What a slot's encoder reads: text, audio or midi."""
         return self._by_slot[slot].modality
 
     def encode(self, ids: np.ndarray, read: Read, progress: Progress | None = None) -> Store:

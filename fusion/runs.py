@@ -86,14 +86,17 @@ def open_run(run: Path) -> Path:
 
 
 def write_config(run: Path, config: Config) -> None:
+    """The configuration in force as `config.yaml`."""
     (run / "config.yaml").write_text(dump_yaml(config), "utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Plain values, indented. Raises `ValueError` on NaN and infinities, which JSON has not."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
 
 
 def write_table(path: Path, columns: Mapping[str, Any]) -> None:
+    """Columns of one length as a parquet file."""
     pq.write_table(pa.table(dict(columns)), path)
 
 

@@ -50,6 +50,7 @@ class Model(NamedTuple):
 
     @property
     def subset(self) -> str:
+        """`text+audio` of its slots."""
         return "+".join(self.slots)
 
 
@@ -132,6 +133,7 @@ class TargetTables:
         }
 
     def summary(self) -> Rows:
+        """A row a model: validation, test with its interval, spread over seeds, seconds."""
         return [
             {
                 **self._facts(model),
@@ -184,7 +186,7 @@ class TargetTables:
         return table
 
     def score(self, finished: Finished, rows: Mapping[str, np.ndarray], part: str) -> float:
-        """One cell by the headline metric; NaN where none of its rows has a label."""
+        """One cell by the headline metric, on the rows (n,) of a part; NaN where none of its rows has a label."""
         return self._scores(finished, rows, part)[self.metric.name]
 
     def _scores(self, finished: Finished, rows: Mapping[str, np.ndarray], part: str) -> dict[str, float]:

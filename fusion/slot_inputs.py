@@ -46,7 +46,10 @@ def stored_input(feature: Feature, rows: range, with_frames: bool) -> SlotInput:
 def given_input(
     slot: str, vectors: np.ndarray, width: int, frames: tuple[Any, Any] | None, reads_frames: bool
 ) -> SlotInput:
-    """Of arrays; a row of NaN is missing. Raises `ConfigError` where they are not what the model reads."""
+    """Of arrays (n, D), and frames (n, T, D); a row of NaN is missing.
+
+    Raises `ConfigError` where they are not what the model reads.
+    """
     if vectors.ndim != 2 or vectors.shape[1] != width or vectors.dtype.kind not in "fiu":
         raise ConfigError(f"Slot {slot}: vectors are {vectors.dtype} {vectors.shape}; expected numbers (n, {width}).")
     vectors = vectors.astype(np.float32)

@@ -29,11 +29,12 @@ class StreamedInputs:
 
     @property
     def width(self) -> int:
+        """ΣD + M: all slots' numbers, and the mask."""
         return sum(self.data.widths.values()) + len(self.data.slots)
 
     @cached_property
     def sample(self) -> np.ndarray:
-        """The training rows that models are fitted to, ascending."""
+        """The training rows that models are fitted to, (n,), ascending."""
         return whole_groups(self.data.groups, self.train_rows, SAMPLE_BYTES // (4 * self.width))
 
     def take(self, rows: np.ndarray) -> np.ndarray:
@@ -45,7 +46,7 @@ class StreamedInputs:
         return taken
 
     def blocks(self, rows: np.ndarray) -> Iterator[np.ndarray]:
-        """The same, in pieces; at least one."""
+        """The same, in pieces (B, ΣD + M); at least one."""
         batches = torch.from_numpy(rows).split(self.data.evaluation_batch)
         standardize = self._standardize
         for batch, inputs in self.data.batches(batches):

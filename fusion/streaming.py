@@ -123,14 +123,17 @@ class StreamedSegments:
 
     @property
     def slots(self) -> tuple[str, ...]:
+        """Slots in the order of the columns of `present`."""
         return tuple(self.features)
 
     @property
     def widths(self) -> dict[str, int]:
+        """Slot to D, numbers in a vector."""
         return {slot: self.chunks.features[slot].width for slot in self.slots}
 
     @property
     def evaluation_batch(self) -> int:
+        """Rows that fit in memory at once where nothing is learned."""
         return rows_at_once(self.max_frames)
 
     @property
@@ -140,7 +143,7 @@ class StreamedSegments:
         return max(1, self.window_bytes // chunk_bytes)
 
     def epoch_order(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """Chunks in random order, and within a window rows in random order. rows: ascending."""
+        """Chunks in random order, and within a window rows in random order. rows: (n,), ascending."""
         numbers, counts = (rows // self.chunks.chunk_rows).unique_consecutive(return_counts=True)
         per_window = _chunks_of_a_window(len(numbers), self.window_chunks)
         of_chunk = rows.split(counts.tolist())
@@ -153,7 +156,10 @@ class StreamedSegments:
     def batches(
         self, rows: Sequence[Tensor], augmentation_seed: int | None = None
     ) -> Iterator[tuple[Tensor, dict[str, Inputs]]]:
-        """As `SegmentData` gives them. Rows may come in any order; fast are an ascending one and `epoch_order`'s."""
+        """As `SegmentData` gives them, of row numbers (B,).
+
+        Rows may come in any order; fast are an ascending one and `epoch_order`'s.
+        """
         wanted = torch.cat(list(rows)).numpy() if len(rows) else np.zeros(0, np.int64)
         source: RowSource = self.chunks
         if self.at_hand and self.at_hand[0].has(wanted):
@@ -170,6 +176,7 @@ class StreamedSegments:
             yield batch, {slot: self._batch([part.piece(slot, a, b) for part, a, b in spans]) for slot in self.slots}
 
     def only(self, slots: Sequence[str]) -> StreamedSegments:
+        """The same segments with some of the slots, in this order."""
         columns = [self.slots.index(slot) for slot in slots]
         return replace(
             self,
@@ -183,7 +190,7 @@ class StreamedSegments:
         return self if self.max_frames else replace(self, standardizer=Standardizer(model, dtype))
 
     def keep_at_hand(self, rows: np.ndarray, folder: Path | None = None) -> None:
-        """Copy these rows, in place of those of the last call. folder: where a file may stand."""
+        """Copy these rows (n,), in place of those of the last call. folder: where a file may stand."""
         rows = np.unique(rows)
         copy = RowFile(rows, self.chunks, folder)
         for window in replace(self, standardizer=None)._windows(self.chunks, rows):

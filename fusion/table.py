@@ -83,6 +83,7 @@ def interval_text(ci95: list[float] | None, digits: int = 3) -> str:
 
 
 def value_text(value: float | None, digits: int = 3) -> str:
+    """A number, or a dash where it is not defined."""
     return "—" if value is None else f"{value:.{digits}f}"
 
 

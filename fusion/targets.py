@@ -42,10 +42,11 @@ class Target:
 
     @property
     def n_outputs(self) -> int:
+        """K, how many logits a row has."""
         return len(self.classes)
 
     def fitted_to(self, rows: np.ndarray) -> Target:
-        """With class weights, mean and scale of the training rows. Raises `ConfigError` where none can be."""
+        """With class weights, mean and scale of the training rows (n,). Raises `ConfigError` where none can be."""
         known = self.known[rows]
         truth = self.truth[rows][known]
         if len(truth) == 0:
@@ -78,7 +79,7 @@ class Target:
         return F.mse_loss(logits, (truth - self.mean) / self.scale)
 
     def weight(self, rows: Tensor) -> float:
-        """What `loss` divides by: rows with a label, or the sum of their class weights."""
+        """What `loss` divides by: of rows (n,) those with a label, or the sum of their class weights."""
         known = rows[self.known[rows]]
         if self.kind == "categorical" and self.class_weights is not None:
             return float(self.class_weights[self.truth[known]].sum())
@@ -89,7 +90,7 @@ class Target:
         return self.in_own_terms(logits.double()).numpy()
 
     def in_own_terms(self, logits: Tensor) -> Tensor:
-        """As `predict`, of the same type and shape as the logits."""
+        """As `predict`, of the same type and shape as the logits, (n, K)."""
         if self.kind in ("categorical", "soft_distribution"):
             return logits.softmax(dim=1)
         if self.kind == "multi_label":
@@ -97,8 +98,9 @@ class Target:
         return logits * self.scale + self.mean
 
     def columns(self, output: np.ndarray) -> dict[str, np.ndarray]:
-        """What `predict` gave, as columns of a table: `<target>.predicted`, a class or a value, where there is one, and
-        `<target>.p.<class>` where there are probabilities or shares."""
+        """What `predict` gave, (n, K), as columns of a table: `<target>.predicted`, a class or a value, where there is
+        one, and `<target>.p.<class>` where there are probabilities or shares.
+        """
         found: dict[str, np.ndarray] = {}
         if self.kind == "categorical":
             found[f"{self.name}.predicted"] = np.array(self.classes, dtype=object)[output.argmax(axis=1)]

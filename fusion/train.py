@@ -42,16 +42,18 @@ class TrainingData(Protocol):
     """present: bool (N, M). evaluation_batch: rows that fit in memory at once where nothing is learned."""
 
     @property
-    def present(self) -> Tensor: ...
+    def present(self) -> Tensor:
+        """bool (N, M): which slots each segment has."""
 
     @property
-    def evaluation_batch(self) -> int: ...
+    def evaluation_batch(self) -> int:
+        """Rows that fit in memory at once where nothing is learned."""
 
     def epoch_order(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """Row numbers in the order in which an epoch learns from them; each once."""
+        """Row numbers (n,) in the order in which an epoch learns from them; each once."""
 
     def batches(self, rows: Sequence[Tensor], augmentation_seed: int | None = None) -> Iterator[tuple[Tensor, Any]]:
-        """For each batch of row numbers, in order: these, and what the model takes as its first argument.
+        """For each batch of row numbers (B,), in order: these, and what the model takes as its first argument.
 
         augmentation_seed: of this epoch's changes to the inputs; `None` changes nothing.
         """
@@ -84,7 +86,7 @@ def train(
     seed: int,
     checkpoint: Checkpoint | None = None,
 ) -> Trained:
-    """Fit one fusion on stored vectors. Raises `TriadError` as `train_model` does."""
+    """Fit one fusion on stored vectors. train_rows, val_rows: int64 (n,). Raises `TriadError` as `train_model` does."""
     torch.manual_seed(seed)
     training = resolved(training)
     train_rows = _with_a_label(train_rows, targets)
@@ -113,12 +115,14 @@ def train_model(
     progress: Callable[[int, int], None] | None = None,
     checkpoint: Checkpoint | None = None,
     first_epoch: int = 1,
+    watch: Callable[[Sequence[dict[str, Any]]], None] | None = None,
 ) -> Trained:
     """Fit a model, stopping early by what validation says. It is called as `model(inputs, present)`.
 
-    progress: called with epochs done and epochs at most. checkpoint: where it goes on from, and saves what it has.
-    first_epoch: 0 for a model that has learned before; in epoch 0 it takes no step, and may stay the best.
-    Raises `TriadError` where the loss becomes NaN, or where no validation row has a label.
+    train_rows, val_rows: int64 (n,). progress: called with epochs done and epochs at most. watch: called after each
+    epoch with the history so far. checkpoint: where it goes on from, and saves what it has. first_epoch: 0 for a model
+    that has learned before; in epoch 0 it takes no step, and may stay the best. Raises `TriadError` where the loss
+    becomes NaN, or where no validation row has a label.
     """
     generator = torch.Generator().manual_seed(seed)  # order and dropped slots, apart from weights and dropout
     train_rows, val_rows = _with_a_label(train_rows, targets), _with_a_label(val_rows, targets)
@@ -181,6 +185,8 @@ def train_model(
             state.best = Best(badness, epoch, copy.deepcopy(averaged.model.state_dict()))
         if progress is not None:
             progress(epoch, training.epochs)
+        if watch is not None:
+            watch(state.history)
         if checkpoint is not None:
             checkpoint.save(state)
     if checkpoint is not None:

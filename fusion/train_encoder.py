@@ -36,6 +36,8 @@ from fusion.metrics import GroupBootstrap, headline_metric, interval, score
 from fusion.raw_data import Augmentation, RawInputs
 from fusion.runs import environment, new_run, write_config, write_json, write_table
 from fusion.targets import Target, load_targets
+from fusion.tracking.base import TrackedRun, Tracker
+from fusion.tracking.log import tracked, training_series
 from fusion.train import Objective, train_model
 from stores.store import Part, Store
 
@@ -82,6 +84,7 @@ def train_encoder(
     device: str = "auto",
     precision: str = "fp32",
     progress: Progress | None = None,
+    trackers: Sequence[Tracker] = (),
 ) -> TrainedEncoder:
     """Train encoder `name` on the training part of a split and leave it in `folder`, replacing what was there.
 
@@ -118,44 +121,54 @@ def train_encoder(
         workers=workers,
         progress=_named(progress, "segments read"),
     )
-    with inputs:
+    facts = {"encoder": name, "options": dict(options)}
+    tracked_run = TrackedRun("train-encoder", folder.name, config.model_dump(mode="json"), facts)
+    with inputs, tracked(trackers, tracked_run, folder) as log:
         train_rows, val_rows = (inputs.usable(split.rows(part)) for part in (Part.TRAIN, Part.VAL))
         if len(train_rows) == 0:
             and_a_label = " and a label" if targets else ""
             raise ConfigError(f"Split {split.name} has no training segment with {encoder.modality}{and_a_label}.")
         trained = train_model(
-            model, inputs, objectives, train_rows, val_rows, training, training.seed, _named(progress, "epochs")
+            model,
+            inputs,
+            objectives,
+            train_rows,
+            val_rows,
+            training,
+            training.seed,
+            _named(progress, "epochs"),
+            watch=lambda history: log.training(training_series(name, split.name, training.seed), history),
         )
         outputs, _ = trained.predict(inputs, val_rows)
         by_frequency = None
         if isinstance(model, MaskedEventLosses):
             by_frequency = nats_by_frequency(model.encoder, _batches(inputs, train_rows), _batches(inputs, val_rows))
-    encoder.to("cpu").trained_on = seen(store, split, bool(targets), encoder.trained_on)
-    metrics = {
-        "encoder": name,
-        "modality": encoder.modality,
-        "objective": training.objective,
-        "started_from": None if start is None else str(start),
-        "split": split.name,
-        "n_train": len(train_rows),
-        "n_val": len(val_rows),
-        "unreadable": {str(store.ids[row]): reason for row, reason in inputs.failures.items()},
-        "best_epoch": trained.best_epoch,
-        "epochs": len(trained.history),
-        "train_loss": [epoch["train_loss"] for epoch in trained.history],
-        "val_loss": [epoch["val_loss"] for epoch in trained.history],
-        "seconds_per_epoch": float(np.median([epoch["seconds"] for epoch in trained.history])),
-        "val_loss_by_frequency": by_frequency,
-        "targets": _validation(store, trained.targets, outputs, name, encoder.modality, train_rows, val_rows)
-        if targets
-        else {},
-    }
-    with new_run(folder.parent, folder.name) as partial:
-        save_trained(partial, encoder, options)
-        write_config(partial, config)
-        write_json(partial / "environment.json", environment(store=store.tree.location))
-        write_table(partial / "history.parquet", pa.Table.from_pylist(trained.history).to_pydict())
-        write_json(partial / "metrics.json", metrics)
+        encoder.to("cpu").trained_on = seen(store, split, bool(targets), encoder.trained_on)
+        metrics = {
+            "encoder": name,
+            "modality": encoder.modality,
+            "objective": training.objective,
+            "started_from": None if start is None else str(start),
+            "split": split.name,
+            "n_train": len(train_rows),
+            "n_val": len(val_rows),
+            "unreadable": {str(store.ids[row]): reason for row, reason in inputs.failures.items()},
+            "best_epoch": trained.best_epoch,
+            "epochs": len(trained.history),
+            "train_loss": [epoch["train_loss"] for epoch in trained.history],
+            "val_loss": [epoch["val_loss"] for epoch in trained.history],
+            "seconds_per_epoch": float(np.median([epoch["seconds"] for epoch in trained.history])),
+            "val_loss_by_frequency": by_frequency,
+            "targets": _validation(store, trained.targets, outputs, name, encoder.modality, train_rows, val_rows)
+            if targets
+            else {},
+        }
+        with new_run(folder.parent, folder.name) as partial:
+            save_trained(partial, encoder, options)
+            write_config(partial, config)
+            write_json(partial / "environment.json", environment(store=store.tree.location))
+            write_table(partial / "history.parquet", pa.Table.from_pylist(trained.history).to_pydict())
+            write_json(partial / "metrics.json", metrics)
     return TrainedEncoder(folder, metrics)
 
 

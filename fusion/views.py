@@ -37,22 +37,27 @@ class View:
 
 
 class Viewer:
+    """Shows a run's model some segments, as they are or with slots hidden."""
+
     def __init__(self, run: LoadedRun, data: StoredSegments):
         self._run = run
         self._data = data
 
     def show(self, rows: np.ndarray, mask: Tensor) -> View:
+        """rows: int64 (n,). mask: bool (n, M), the slots that are shown."""
         return View(rows, [1.0], [self._run.predict(self._data, rows, mask)])
 
     def pattern(self, rows: np.ndarray, pattern: Sequence[str]) -> tuple[View, View, View]:
-        """Those that have these slots, shown nothing else; the same as they are; and those that have nothing else."""
+        """Of rows (n,) those that have these slots, shown nothing else; the same as they are; and those that have
+        nothing else.
+        """
         kept, mask = pattern_rows(self._data, rows, pattern)
         present = self._data.present[kept]
         exactly = (present == mask).all(dim=1)
         return self.show(kept, mask), self.show(kept, present), self.show(kept[exactly.numpy()], present[exactly])
 
     def deployment(self, rows: np.ndarray, rates: Rates, in_training: Chances) -> tuple[View, View]:
-        """Those that have the slots of `rates`, with these there at the rates; and there as in training.
+        """Of rows (n,) those that have the slots of `rates`, with these there at the rates; and there as in training.
 
         in_training: chances of the same slots.
         """
@@ -95,6 +100,7 @@ class Scorer:
         self._resamples = resamples
 
     def scores(self, view: View, further: Sequence[Metric] = ()) -> Scores:
+        """What a view comes to on the rows that have a label, with intervals."""
         truth, known = self.truth(view.rows)
         outputs = [output[self.index][known] for output in view.outputs]
         bootstrap = GroupBootstrap(self._groups[view.rows[known]], self._resamples)
@@ -151,6 +157,7 @@ class Scores:
         }
 
     def by_name(self) -> dict[str, dict[str, Any]]:
+        """Metric to value and interval."""
         return {
             name: {"value": _number(self._values[name]), "ci95": interval(self._resampled[name])}
             for name in self._names

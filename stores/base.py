@@ -34,11 +34,14 @@ class ArrayTree(ABC):
 
     @abstractmethod
     def read(self, path: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Rows [start, stop). Raises `StoreError` where there is no such array, `DamagedStore` where bytes are bad."""
+        """Rows [start, stop) of an array (N, …).
+
+        Raises `StoreError` where there is no such array, `DamagedStore` where bytes are bad.
+        """
 
     @abstractmethod
     def write(self, path: str, start: int, values: np.ndarray) -> None:
-        """Write rows from `start`, which is the first row of a chunk, to the end of a chunk or of the array."""
+        """Write rows (n, …) from `start`, which is the first row of a chunk, to the end of a chunk or of the array."""
 
     @abstractmethod
     def stored_chunks(self, path: str) -> set[int]:

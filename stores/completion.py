@@ -50,10 +50,12 @@ def complete_splits(context: click.Context, _parameter: click.Parameter, incompl
 
 
 def complete_labels(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Labels of the store that the command line names, for the Tab key."""
     return starting_with(incomplete, _names(context, "labels"))
 
 
 def starting_with(incomplete: str, names: Iterable[str]) -> list[str]:
+    """Those names that begin so, each once, in order."""
     return sorted({name for name in names if name.startswith(incomplete)})
 
 

@@ -28,6 +28,7 @@ class HintingGroup(click.Group):
     """A group that names the nearest command where there is none of that name."""
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """As click does; raises `click.UsageError` with the nearest name, or with all."""
         from difflib import get_close_matches
 
         known = self.list_commands(ctx)
@@ -56,6 +57,7 @@ def with_common_options(command: click.Command, *, result_is_output: bool = Fals
 
 
 def common_options() -> list[click.Parameter]:
+    """`--quiet` and `--debug`, which go before a command or after it."""
     return [
         _switch(["--quiet", "-q"], QUIET, "Print nothing but errors, and the JSON of --json."),
         _switch(["--debug"], DEBUG, "Show the traceback of a mistake, too."),
@@ -68,6 +70,7 @@ def is_quiet() -> bool:
 
 
 def is_debugged() -> bool:
+    """Whether this call of `cli` shows the traceback of a mistake; not where there is none."""
     return _said(DEBUG)
 
 

@@ -70,6 +70,7 @@ class Feature:
 
     @property
     def has_frames(self) -> bool:
+        """Whether rows have a sequence of frames beside their vector."""
         return self._facts.get("frames") is not None
 
     @property
@@ -183,7 +184,10 @@ class Feature:
             self._tree.write(self.array_path(name), chunk.start, np.zeros((len(chunk), *shape[1:]), dtype))
 
     def state(self) -> dict[str, np.ndarray]:
-        """Weights of an encoder that was fitted for this store, by name; empty for others. Raises `DamagedStore`."""
+        """Weights of an encoder that was fitted for this store, by name, each of its own shape (…); empty for others.
+
+        Raises `DamagedStore`.
+        """
         try:
             return {name: read_whole(self._tree, f"{self._path}/state/{quoted(name)}") for name in self._facts["state"]}
         except DamagedStore as error:
@@ -198,6 +202,7 @@ class Feature:
         return [self._facts["vectors"], *frames, "input_hash", "failure", "status"]
 
     def array_path(self, name: str) -> str:
+        """Where one of its arrays (`vectors`, `status`, …) stands in the tree."""
         return f"{self._path}/{name}"
 
     def _read(self, name: str, rows: range | None) -> np.ndarray:
@@ -260,7 +265,7 @@ class Feature:
 
 
 def read_whole(tree: ArrayTree, path: str, rows: range | None = None) -> np.ndarray:
-    """An array, or rows of it, that was written as a whole. Raises `DamagedStore` where a chunk is gone.
+    """An array (N, …), or rows of it, that was written as a whole. Raises `DamagedStore` where a chunk is gone.
 
     A missing chunk reads as zeros, which a split would take for its training part.
     """

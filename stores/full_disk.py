@@ -30,6 +30,7 @@ class WrittenThrough(Overlay):
         return len(view)
 
     def write(self, buffer: Any) -> int:
+        """Into the buffer and to the disk; a refusal of the disk is kept in `refused`, not raised here."""
         view = memoryview(buffer).cast("B")
         if self.refused is None:
             try:
@@ -43,6 +44,7 @@ class WrittenThrough(Overlay):
         return super().write(view)
 
     def truncate(self, size: int | None = None) -> int:
+        """Cut both to `size` bytes; a refusal is kept, as in `write`."""
         size = super().truncate(size)
         if self.refused is None:
             try:

@@ -53,6 +53,8 @@ JSON = "json"
 
 
 class Hdf5Tree(ArrayTree):
+    """A store in one HDF5 file, written through a journal: killed at any byte, it is as before a write or after."""
+
     def __init__(self, path: Path):
         """Open an existing store. Raises `StoreError` where there is none, `DamagedStore` where the file is cut off."""
         self.path = Path(path)

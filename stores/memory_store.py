@@ -12,6 +12,8 @@ from stores.errors import StoreError
 
 
 class MemoryTree(ArrayTree):
+    """A store that ends with its process: for tests, and for data that is there already."""
+
     location = "memory"
 
     def __init__(self) -> None:

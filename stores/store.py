@@ -59,7 +59,7 @@ class Split:
     facts: Mapping[str, Any]
 
     def rows(self, part: Part) -> np.ndarray:
-        """Row numbers, ascending, int64."""
+        """Row numbers of a part, int64 (n,), ascending."""
         return np.flatnonzero(self.parts == part)
 
 
@@ -99,7 +99,7 @@ class Store:
         source: Mapping[str, Any],
         chunk_rows: int = DEFAULT_CHUNK_ROWS,
     ) -> Store:
-        """A new store in an empty tree. `segments` has at least `id` and `group`; every column has N rows."""
+        """A new store in an empty tree. `segments` has at least `id` and `group`; every column is (N,)."""
         assert "group" in segments and chunk_rows >= 1
         _put_columns(tree, segments, labels, chunk_rows)
         _put_facts(tree, len(segments["id"]), chunk_rows, source)
@@ -108,7 +108,7 @@ class Store:
     def update(
         self, segments: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray], source: Mapping[str, Any]
     ) -> None:
-        """Renew columns, labels and source of the same segments; splits and features stay.
+        """Renew columns (N,), labels and source of the same segments; splits and features stay.
 
         What stands as it should is not touched: killed in between, a store has lost no ids and no groups, and the same
         call does the rest.
@@ -135,6 +135,7 @@ class Store:
         return self.segment_column("group")
 
     def segment_columns(self) -> list[str]:
+        """Names of what is known of segments: `id`, `group`, and what the source had."""
         return list(self.tree.attributes("segments")["columns"])
 
     def segment_column(self, name: str, rows: range | None = None) -> np.ndarray:
@@ -143,6 +144,7 @@ class Store:
         return read_whole(self.tree, f"segments/{quoted(name)}", rows)
 
     def label_names(self) -> list[str]:
+        """Names of the label columns."""
         return list(self.tree.attributes("labels")["columns"])
 
     def label(self, name: str) -> np.ndarray:
@@ -153,9 +155,11 @@ class Store:
     # Splits
 
     def splits(self) -> list[str]:
+        """Names of the splits that are whole."""
         return [unquote(name) for name in self.tree.children("splits") if self.tree.attributes(f"splits/{name}")]
 
     def split(self, name: str) -> Split:
+        """The split of this name. Raises `StoreError` where there is none, `DamagedStore` on bad bytes."""
         self._known("split", name, self.splits(), remedy="`cli split` makes one.")
         path = f"splits/{quoted(name)}"
         return Split(name, read_whole(self.tree, path), self.tree.attributes(path))
@@ -168,6 +172,7 @@ class Store:
         self.tree.set_attributes(path, dict(split.facts))
 
     def delete_split(self, name: str) -> None:
+        """Remove a split for good; the name is free again."""
         self.tree.delete(f"splits/{quoted(name)}")
 
     # Alignment of audio and MIDI
@@ -181,7 +186,7 @@ class Store:
         return {unquote(name): read_whole(self.tree, f"alignment/{name}") for name in names}, facts
 
     def write_alignment(self, columns: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
-        """Replace the measurement; the facts are written last."""
+        """Replace the measurement, columns of (N,); the facts are written last."""
         assert facts and all(len(values) == self.n_segments for values in columns.values())
         self.tree.delete("alignment")
         for name, values in columns.items():
@@ -200,6 +205,7 @@ class Store:
         return names
 
     def feature(self, name: str) -> Feature:
+        """The feature of this name, `slot/encoder`. Raises `StoreError` where there is none."""
         self._known("feature", name, self.features(), remedy="`cli featurize --encoder NAME` makes one.")
         return Feature(self.tree, name)
 
@@ -212,7 +218,10 @@ class Store:
         state: Mapping[str, np.ndarray] | None = None,
         frames: int = 0,
     ) -> Feature:
-        """A new feature, all rows pending; with up to `frames` frames a row. Raises `StoreError` where it exists."""
+        """A new feature (N, D), all rows pending; with up to `frames` frames a row.
+
+        Raises `StoreError` where it exists.
+        """
         check_complete(record)
         if name in self.features():
             raise StoreError(f"{self.tree.location} holds {name} already. Keep both with --as NAME, or pass --replace.")
@@ -261,6 +270,7 @@ class Store:
             yield
 
     def delete_feature(self, name: str) -> None:
+        """Remove a feature for good, with its record and all rows."""
         slot, _, encoder = name.partition("/")
         self.tree.delete(f"features/{quoted(slot)}/{quoted(encoder)}")
 

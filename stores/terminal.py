@@ -31,10 +31,12 @@ class PlainStream:
         self.own = own
 
     def write(self, text: str) -> int:
+        """Write the `plain` text; returns the length of what was given."""
         self.own.write(plain(text))
         return len(text)
 
     def writelines(self, lines: Any) -> None:
+        """Write each of these texts."""
         for line in lines:
             self.write(line)
 

@@ -37,6 +37,8 @@ CHECKSUM_BYTES = 4
 
 
 class ZarrTree(ArrayTree):
+    """A store in a folder: a Zarr v3 group, a file a chunk, each with its checksum and written whole or not at all."""
+
     def __init__(self, path: Path):
         """Open an existing store. Raises `StoreError` where there is none."""
         self.path = Path(path)

@@ -249,7 +249,7 @@ def test_what_stands_in_a_pending_row_is_not_read(lazy):
     status = feature.status()
     status[4:8] = Status.PENDING  # as a run leaves them that was killed while it encoded these rows again
     tree.write("features/audio/toy/status", 0, status)
-    with pytest.raises(StoreError, match=r"audio/toy is unfinished: 4 of these 10 rows are pending.\n.*allow_pending"):
+    with pytest.raises(StoreError, match=r"audio/toy is unfinished: 4 of 10 rows are pending.\n.*allow_pending"):
         StoredSegments(store, {"audio": "audio/toy"}, lazy=lazy)
     assert len(StoredSegments(store, {"audio": "audio/toy"}, rows=np.arange(4), lazy=lazy)) == 4
     data = StoredSegments(store, {"audio": "audio/toy"}, lazy=lazy, allow_pending=True)

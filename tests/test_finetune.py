@@ -19,6 +19,7 @@ import soundfile
 import torch
 from safetensors.numpy import load_file
 
+import fusion.tracking
 from featurize.project import StoreRows, open_source_of
 from featurize.trained import find_tuned, load_trained
 from fusion import checkpoint
@@ -33,6 +34,7 @@ from fusion.raw_data import RawInputs
 from fusion.train import infer
 from stores import open_store
 from tests.finetuning_project import make_project
+from tests.toys import Notebook
 
 ROOT = Path(__file__).parents[1]
 QUICK = ("--workers", "0")
@@ -157,8 +159,10 @@ def test_an_encoder_runs_for_the_rows_that_are_shown_and_no_other(end_to_end, mo
     assert len(seen) == 2 and all(out.isfinite().all() for out in logits)
 
 
-def test_from_a_run_to_tuned_encoders_and_back_into_the_store(project, demo_data, run_cli):
-    output = run_cli("finetune", "--from", "late", *QUICK).output
+def test_from_a_run_to_tuned_encoders_and_back_into_the_store(project, demo_data, run_cli, monkeypatch):
+    notebook = Notebook()
+    monkeypatch.setattr(fusion.tracking, "open_trackers", lambda _: [notebook])
+    output = run_cli("finetune", "--from", "late", *QUICK, "--track", "tensorboard").output
     assert "Encoders and store agree" in output and "before fine-tuning" in output
     folder = Path("runs/late-tuned")
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -173,6 +177,9 @@ def test_from_a_run_to_tuned_encoders_and_back_into_the_store(project, demo_data
     ]
     metrics, history = metrics_of("late-tuned"), pq.read_table(folder / "history.parquet").to_pylist()
     assert [epoch["epoch"] for epoch in history] == [0, 1, 2] and history[0]["train_loss"] is None
+    (told,) = notebook.told.values()
+    assert {step: row["val_loss"] for step, row in told.items()} == {row["epoch"]: row["val_loss"] for row in history}
+    assert notebook.ended == ["finished"] and notebook.files["metrics.json"] == (folder / "metrics.json").read_bytes()
     tuning = metrics["finetuning"]
     assert tuning["val_loss"]["before"] == history[0]["val_loss"]
     assert tuning["val_loss"]["after"] == min(epoch["val_loss"] for epoch in history)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import fusion.tracking
 from featurize.augment import AudioAugmentation
 from featurize.encoders import build_encoder
 from featurize.errors import ConfigError
@@ -16,6 +17,7 @@ from featurize.trained import load_trained, save_trained
 from fusion.raw_data import RawInputs
 from stores import open_store
 from stores.store import Part
+from tests.toys import Notebook
 
 SMALL = ["--option", "hidden_dim=16", "--option", "channels=[8, 8]", "--option", "n_mels=16"]
 QUICK = ["--set", "encoder_training.epochs=2", "--workers", "0", *SMALL]
@@ -46,12 +48,14 @@ class Tones:
         return RawAudio(samples=samples.tobytes(), sample_rate_hz=22050)
 
 
-def test_trained_encoders_featurize_like_any_other_and_fit_knows_what_they_saw(ingested, run_cli):
+def test_trained_encoders_featurize_like_any_other_and_fit_knows_what_they_saw(ingested, run_cli, monkeypatch):
+    notebook = Notebook()
+    monkeypatch.setattr(fusion.tracking, "open_trackers", lambda _: [notebook])
     output = run_cli("featurize", "--encoder", "mel_cnn", code=2).output
     assert "mel_cnn has no weights" in output and "cli train-encoder --encoder mel_cnn" in output
     run_cli("featurize", "--encoder", "mel_stats")
 
-    output = run_cli("train-encoder", "--encoder", "mel_cnn", "--target", "mood", *QUICK).output
+    output = run_cli("train-encoder", "--encoder", "mel_cnn", "--target", "mood", "--track", "mlflow", *QUICK).output
     for model in ("mel_cnn ", "audio/mel_stats, linear", "majority"):
         assert model in output
     folder = ingested / "encoders" / "mel_cnn"
@@ -63,6 +67,9 @@ def test_trained_encoders_featurize_like_any_other_and_fit_knows_what_they_saw(i
         "history.parquet",
     }
     metrics = json.loads((folder / "metrics.json").read_text())
+    assert [row["val_loss"] for row in notebook.told["mel_cnn/default/seed 0"].values()] == metrics["val_loss"]
+    score = metrics["targets"]["mood"]["models"]["mel_cnn"]["value"]
+    assert notebook.values["mood/mel_cnn/val/accuracy"] == score and notebook.ended == ["finished"]
     store = open_store("features.zarr")
     with_audio = store["audio/mel_stats"].present
     for part, n in ((Part.TRAIN, metrics["n_train"]), (Part.VAL, metrics["n_val"])):

@@ -1,4 +1,4 @@
-"""Doubles, not downloads: an encoder of one matrix and a source in memory."""
+"""Doubles, not downloads: an encoder of one matrix, a source in memory, a tracker that remembers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 from featurize.encoders.base import Encoded, Encoder, stack_vectors
 from featurize.segments import RawAudio, UnreadableInput
+from fusion.tracking.base import Status, TrackedRun, Tracker
 from stores.base import ArrayTree
 from stores.store import Store
 from tests.stores_contract import make_store
@@ -83,3 +84,33 @@ def toy_feature(tree: ArrayTree, n: int, chunk_rows: int, encoder: ToyEncoder | 
     """A store of n rows with an empty feature for the toy encoder."""
     store: Store = make_store(tree, n, chunk_rows)
     return store.create_feature("audio/toy", (encoder or ToyEncoder()).record.to_dict())
+
+
+class Notebook(Tracker):
+    """Keeps what it is told. `told[series]`: values by step; what is told twice is an error."""
+
+    package = "a notebook"
+
+    def __init__(self) -> None:
+        self.runs: list[TrackedRun] = []
+        self.told: dict[str, dict[int, dict[str, float]]] = {}
+        self.values: dict[str, float] = {}
+        self.files: dict[str, bytes] = {}
+        self.ended: list[Status] = []
+
+    def begin(self, run):
+        self.runs.append(run)
+        self.told, self.values, self.files = {}, {}, {}
+
+    def log(self, series, points):
+        curve = self.told.setdefault(series, {})
+        for step, values in points:
+            assert step not in curve
+            curve[step] = dict(values)
+
+    def results(self, values, files):
+        self.values = dict(values)
+        self.files = {path.name: path.read_bytes() for path in files}
+
+    def end(self, status):
+        self.ended.append(status)

@@ -45,10 +45,13 @@ class Section:
 
 @dataclass(frozen=True)
 class Song:
+    """Its notes, and the sections in which they stand."""
+
     score: Score
     sections: list[Section]
 
     def bounds_seconds(self, section: Section) -> tuple[float, float]:
+        """Start and end of a section, in seconds."""
         return self.score.seconds(section.start_ticks), self.score.seconds(section.end_ticks)
 
 

@@ -99,6 +99,7 @@ class Vocabulary:
 
 
 def song_vocabulary(rng: np.random.Generator) -> Vocabulary:
+    """Words of two themes, and eight templates for lines."""
     themes = [THEMES[name] for name in rng.choice(sorted(THEMES), size=2, replace=False)]
     return Vocabulary(
         things=[word for things, _ in themes for word in things.split()],
@@ -108,6 +109,7 @@ def song_vocabulary(rng: np.random.Generator) -> Vocabulary:
 
 
 def write_lyric(vocabulary: Vocabulary, positive: bool, rng: np.random.Generator) -> str:
+    """The lines of a segment; most, not all, say what its valence is."""
     follows = bool(rng.random() < LYRIC_FOLLOWS_VALENCE)
     templates = rng.choice(vocabulary.templates, size=LINES_PER_SEGMENT, replace=False)
     return "\n".join(_line(str(template), vocabulary, positive == follows, rng) for template in templates) + "\n"

@@ -25,6 +25,8 @@ ENERGY_NOISE = 0.06
 
 @dataclass(frozen=True)
 class SectionPlan:
+    """What a section is to be before a note of it is written."""
+
     kind: str
     positive: bool
     arousal: float
@@ -32,6 +34,7 @@ class SectionPlan:
 
     @property
     def mood(self) -> str:
+        """The label: one of four quadrants of valence and arousal."""
         return MOODS[self.positive, self.arousal > 0.5]
 
 

@@ -17,12 +17,15 @@ DRUM_CHANNEL = 9
 
 @dataclass(frozen=True, slots=True)
 class Note:
+    """pitch: 0 to 127, 60 is middle C. velocity: 1 to 127."""
+
     start_ticks: int
     length_ticks: int
     pitch: int
     velocity: int
 
     def shifted(self, ticks: int) -> "Note":
+        """The same note so many ticks later."""
         return Note(self.start_ticks + ticks, self.length_ticks, self.pitch, self.velocity)
 
 
@@ -38,10 +41,13 @@ class Part:
 
 @dataclass(slots=True)
 class Score:
+    """Parts at one tempo."""
+
     microseconds_per_beat: int
     parts: list[Part]
 
     def seconds(self, ticks: int) -> float:
+        """From the start to this tick, in seconds."""
         return ticks * self.microseconds_per_beat / (TICKS_PER_BEAT * 1_000_000)
 
 

@@ -37,6 +37,7 @@ class Recording:
 
 
 def draw_recording(rng: np.random.Generator) -> Recording:
+    """How a song is recorded, at random: peak, brightness, drums, room, hiss."""
     return Recording(
         peak=float(10 ** (-rng.uniform(1, 8) / 20)),
         brightness=float(rng.normal(0, 0.12)),
@@ -47,6 +48,7 @@ def draw_recording(rng: np.random.Generator) -> Recording:
 
 
 def synthesize(song: Song, rng: np.random.Generator) -> np.ndarray:
+    """The song as it sounds, float32 (T,) at `SAMPLE_RATE_HZ`, in [-1, 1]."""
     recording = draw_recording(rng)
     drum_kit = _make_drum_kit(rng)
     end_seconds = song.score.seconds(song.sections[-1].end_ticks)

@@ -66,6 +66,7 @@ class EncoderRecord:
     trained_on: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        """As the store keeps it: plain values."""
         return asdict(self)
 
 
@@ -91,13 +92,19 @@ class Encoder(nn.Module, ABC):
     with_frames: bool = False
 
     @abstractmethod
-    def prepare(self, raw: Any) -> Item | None: ...
+    def prepare(self, raw: Any) -> Item | None:
+        """One input as numpy arrays, without a gradient, picklable; `None` where it holds nothing.
+
+        Raises `UnreadableInput`.
+        """
 
     @abstractmethod
-    def collate(self, items: Sequence[Item]) -> Batch: ...
+    def collate(self, items: Sequence[Item]) -> Batch:
+        """Items, at least one, as one batch of tensors, padded, with what tells padding from items."""
 
     @abstractmethod
-    def forward(self, batch: Batch) -> Encoded: ...
+    def forward(self, batch: Batch) -> Encoded:
+        """Vectors (B, D), and frames (B, T, D) with their mask (B, T) where the encoder has them and is asked to."""
 
     @classmethod
     def options_of(cls, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,15 +142,19 @@ class Encoder(nn.Module, ABC):
         return {**(self.loaded_from or {"source": "fitted"}), "sha256": arrays_sha256(state)} if state else {}
 
     def state_arrays(self) -> dict[str, np.ndarray]:
-        """Weights as numpy arrays, by name."""
+        """Weights as numpy arrays by name, each of its own shape (…)."""
         return {name: tensor.detach().cpu().numpy() for name, tensor in self.state_dict().items()}
 
     def load_state_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """The reverse of `state_arrays`. Raises `RuntimeError` on missing, unknown or misshapen weights."""
+        """The reverse of `state_arrays`, arrays (…) by name.
+
+        Raises `RuntimeError` on missing, unknown or misshapen weights.
+        """
         self.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
 
     @property
     def record(self) -> EncoderRecord:
+        """All that decides what the encoder gives, as it is now."""
         return EncoderRecord(
             encoder=self.name,
             class_name=type(self).__qualname__,
@@ -217,7 +228,7 @@ def stack_vectors(items: Sequence[np.ndarray]) -> Batch:
 
 
 def arrays_sha256(arrays: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 over names, types, shapes and bytes, in name order."""
+    """SHA-256 over names, types, shapes and bytes, of arrays (…), in name order."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])

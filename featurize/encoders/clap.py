@@ -58,13 +58,16 @@ class FrontEnd:
 
     @property
     def mel_scale(self) -> Literal["slaney", "htk"]:
+        """By which formula hertz become mel, as the checkpoint learned it."""
         return "htk" if self.fused else "slaney"
 
     @property
     def mel_norm(self) -> Literal["slaney"] | None:
+        """Whether bands are divided by their width."""
         return None if self.fused else "slaney"
 
     def log_mel(self) -> LogMel:
+        """The spectrogram of these settings, in dB."""
         return LogMel(
             self.sample_rate_hz,
             n_fft=self.n_fft,

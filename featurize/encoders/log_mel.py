@@ -55,7 +55,7 @@ class LogMel(nn.Module):
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
 
     def n_frames(self, n_samples: Tensor) -> Tensor:
-        """How many frames that many samples give; int, of the same shape."""
+        """How many frames that many samples give; int, both of any shape (…)."""
         if self.center:
             return 1 + n_samples // self.hop_length
         return 1 + (n_samples - self.n_fft).clamp(min=0) // self.hop_length

@@ -146,6 +146,10 @@ class Block(nn.Module):
         self.pool = pool
 
     def forward(self, image: Tensor, n_steps: Tensor) -> tuple[Tensor, Tensor]:
+        """image: (B, C, T, F). n_steps: int (B,), real steps of each.
+
+        Returns both as they are after convolution and pooling.
+        """
         image = self.convolution(image)
         if self.convolution.stride[0] == 2:
             n_steps = halved(n_steps)

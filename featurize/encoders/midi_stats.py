@@ -84,6 +84,7 @@ class MIDIStatsEncoder(MIDIEncoder):
 
     @property
     def feature_names(self) -> tuple[str, ...]:
+        """What the columns of a vector are, in order."""
         return FEATURE_NAMES
 
     def prepare_score(self, score: Score) -> np.ndarray:

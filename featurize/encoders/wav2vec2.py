@@ -223,6 +223,7 @@ class WeightNormConv(nn.Module):
         self.groups: int = conv.groups
 
     def forward(self, states: Tensor) -> Tensor:
+        """(B, C, T) to (B, C, T')."""
         weight: Tensor = self.normalize(self.magnitude, self.direction)
         return conv1d(states, weight, self.bias, padding=self.padding, groups=self.groups)
 

@@ -24,13 +24,17 @@ PATHS = {"text": "text_path", "audio": "audio_path", "midi": "midi_path"}
 class Blobs(Protocol):
     """Media that lies in the table's companion files rather than in files of its own."""
 
-    def has(self, modality: str) -> bool: ...
+    def has(self, modality: str) -> bool:
+        """Whether there are blobs of this modality at all."""
 
-    def audio(self, row: int) -> tuple[bytes, int] | None: ...
+    def audio(self, row: int) -> tuple[bytes, int] | None:
+        """Little-endian float32 samples and their rate in Hz; `None` where the row has none."""
 
-    def midi(self, row: int) -> bytes | None: ...
+    def midi(self, row: int) -> bytes | None:
+        """A whole MIDI file; `None` where the row has none."""
 
-    def problems(self, flags: dict[str, list[bool | None]]) -> list[tuple[str, list[int]]]: ...
+    def problems(self, flags: dict[str, list[bool | None]]) -> list[tuple[str, list[int]]]:
+        """For each modality the rows whose flag claims a blob that is not there. flags: by modality, one a row."""
 
 
 class Source:
@@ -73,6 +77,7 @@ class Source:
         return len(self.table)
 
     def has_blobs(self, modality: str) -> bool:
+        """Whether media of this modality stand in the data themselves, not in files."""
         return self.blobs is not None and self.blobs.has(modality)
 
     def file(self, row: int, modality: str) -> Path | None:

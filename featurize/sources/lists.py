@@ -32,10 +32,12 @@ class Lists:
 
 
 def is_list_of_numbers(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds vectors."""
     return is_list(kind) and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type))
 
 
 def is_list(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds lists, of whatever kind."""
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 

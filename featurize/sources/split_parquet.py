@@ -81,6 +81,7 @@ class MediaBlobs:
         return {**self.__dict__, "_cursors": {}}
 
     def has(self, modality: str) -> bool:
+        """Whether the media files have a column of this modality."""
         return {"audio": "audio_waveform", "midi": "midi_binary"}.get(modality) in self._available
 
     def audio(self, row: int) -> tuple[bytes, int] | None:
@@ -96,6 +97,7 @@ class MediaBlobs:
         return samples, int(rate)
 
     def midi(self, row: int) -> bytes | None:
+        """A whole MIDI file; `None` where the row has none."""
         data = self._read(row, "midi_binary")
         return data if data is None or isinstance(data, bytes) else None
 

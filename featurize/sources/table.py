@@ -46,6 +46,7 @@ class SegmentTable:
         return [name for name in self._table.column_names if name not in self.roles.values()]
 
     def column(self, name: str) -> pa.ChunkedArray:
+        """A column as it was read."""
         return self._table.column(name)
 
     def texts(self, role: str) -> list[str | None]:
@@ -61,7 +62,9 @@ class SegmentTable:
         return parse_numbers(self._table.column(self.roles[role]))
 
     def seconds(self, role: str, timecode_rate: str | None) -> tuple[np.ndarray, list[int]]:
-        """As `numbers`; a text may also be an LRC stamp, or an SMPTE timecode at `timecode_rate`."""
+        """As `numbers`, float64 (N,), in seconds; a text may also be an LRC stamp, or an SMPTE timecode at
+        `timecode_rate`.
+        """
         values, unreadable = self.numbers(role)
         still_unreadable = []
         for row in unreadable:
@@ -152,4 +155,5 @@ def parse_flags(column: pa.Array | pa.ChunkedArray) -> list[bool | None]:
 
 
 def listed(names: list[str], most: int = 12) -> str:
+    """The first names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

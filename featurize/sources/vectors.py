@@ -82,6 +82,7 @@ class VectorFile(ABC):
             raise
 
     def close(self) -> None:
+        """Give the file back; nothing can be read afterwards."""
         if self._file is not None:
             self._file.close()
 
@@ -183,6 +184,8 @@ class VectorFile(ABC):
 
 
 class ParquetVectors(VectorFile):
+    """Columns of a parquet file: a list of numbers a row, read by row groups."""
+
     def _open(self) -> None:
         self._file = pq.ParquetFile(self.path)
 
@@ -272,6 +275,8 @@ class ArrayVectors(VectorFile):
 
 
 class Hdf5Vectors(ArrayVectors):
+    """Datasets of an HDF5 file, called by their paths in it."""
+
     def _open(self) -> None:
         import h5py
 
@@ -297,6 +302,8 @@ class Hdf5Vectors(ArrayVectors):
 
 
 class NpzVectors(ArrayVectors):
+    """Arrays of an npz archive; nothing in it is unpickled."""
+
     _loaded: tuple[str, np.ndarray] | None = None
 
     def _open(self) -> None:

@@ -57,7 +57,7 @@ def survey_coverage(
 def survey_split(
     survey: Survey, ids: np.ndarray, groups: np.ndarray, split: Split, labels: Mapping[str, np.ndarray]
 ) -> None:
-    """A table of each label by part; classes that a part lacks are problems."""
+    """A table of each label, (N,) or (N, K), by part; classes that a part lacks are problems."""
     for label, values in labels.items():
         if values.dtype.kind != "T" and values.ndim == 1 and not has_classes(values):
             _numbers_by_part(survey, label, values, split)
@@ -90,7 +90,7 @@ def survey_split(
 
 
 def has_classes(values: np.ndarray) -> bool:
-    """Whether a label is categorical, as far as its values tell."""
+    """Whether a label, (N,) or (N, K), is categorical, as far as its values tell."""
     return could_be_target(values) and infer_kind(values) == "categorical"
 
 

@@ -20,6 +20,7 @@ class Table:
     rows: list[dict[str, Any]]
 
     def lines(self) -> list[str]:
+        """As text: the title, the columns, the first rows."""
         if not self.rows:
             return [self.title, "  nothing"]
         columns = list(self.rows[0])
@@ -40,6 +41,8 @@ class Table:
 
 @dataclass
 class Survey:
+    """What a look at the data has found: problems, and tables to read."""
+
     problems: list[Problem]
     tables: list[Table] = field(default_factory=list)
 
@@ -50,6 +53,7 @@ class Survey:
             self.problems.append(Problem(severity, what, len(examples), list(examples[:EXAMPLES]), remedy))
 
     def table(self, name: str, title: str, rows: list[dict[str, Any]]) -> None:
+        """Add a table; each row maps column to value."""
         self.tables.append(Table(name, title, rows))
 
     def of_features(self, features: Mapping[str, Any]) -> None:
@@ -68,9 +72,11 @@ class Survey:
                     self._count(f"{name}: {warning['kind']}", warning["count"], [what], remedy or what)
 
     def sort(self) -> None:
+        """Errors first, then warnings, then notes."""
         self.problems.sort(key=lambda problem: list(Severity).index(problem.severity))
 
     def to_json(self) -> dict[str, Any]:
+        """All of it as plain values."""
         return {
             "problems": [
                 {

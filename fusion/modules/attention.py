@@ -118,6 +118,7 @@ class AttentionPooling(nn.Module):
         self.attention = Attention(hidden_dim, n_heads, dropout)
 
     def forward(self, states: Tensor, allowed: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """states: (B, T, H). allowed: bool (B, T). Returns a vector (B, H), and what each state weighed (B, T)."""
         pooled, weights = self.attention(self.query.expand(states.shape[0], -1, -1), self.norm(states), allowed, bias)
         return pooled[:, 0], weights[:, 0]
 

@@ -78,6 +78,7 @@ class MultimodalFusion(nn.Module, ABC):
         """features[slot]: float (B, D_slot). Raises `ValueError` on an unknown or missing slot."""
 
     def forward(self, features: Mapping[str, Tensor], present: Tensor) -> Tensor:
+        """One vector a segment, (B, H); as `fuse`, without what else it tells. present: bool (B, M)."""
         return self.fuse(features, present).vector
 
 
@@ -97,6 +98,10 @@ class SlotProjections(nn.Module):
         self.dropout = ByteDropout(dropout)
 
     def forward(self, features: Mapping[str, Tensor], present: Tensor) -> Tensor:
+        """A token a slot, (B, M, H); a learned one where `present`, bool (B, M), is false.
+
+        Raises `ValueError` on other slots.
+        """
         if set(features) != set(self.slots):
             raise ValueError(f"expected the slots {', '.join(self.slots)}, got {', '.join(features)}")
         tokens = []

@@ -23,7 +23,7 @@ class ByteDropout(nn.Module):
         self.n_dropped = min(round(LEVELS * p), LEVELS - 1)
 
     def forward(self, values: Tensor) -> Tensor:
-        """Float16, bfloat16 or float32 of any shape."""
+        """Float16, bfloat16 or float32 of any shape (…)."""
         if not self.training or self.n_dropped == 0:
             return values
         return values * self._mask(values)

@@ -58,6 +58,7 @@ class LowRankProduct(nn.Module):
         self.dropout = ByteDropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, M, H) to (B, H)."""
         extended = torch.nn.functional.pad(self.norm(tokens), (0, 1), value=1.0)
         factors = torch.einsum("bmi,mrio->mbro", extended, self.factors)
         product = self.dropout(reduce(torch.mul, factors))

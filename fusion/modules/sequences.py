@@ -61,6 +61,7 @@ class SlotSequences(nn.Module):
         present: Tensor,
         project: SlotProjections,
     ) -> Tokens:
+        """All slots' frames as one sequence, states (B, S, H). slot_tokens: (B, M, H). present: bool (B, M)."""
         states, real, slot, log_share = [], [], [], []
         for index, feature in enumerate(features[name] for name in project.slots):
             here = present[:, index : index + 1]

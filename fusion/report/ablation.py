@@ -169,5 +169,6 @@ def _comparison(row: Row, kind: str) -> Comparison:
 
 
 def ends(row: Row, name: str) -> list[float] | None:
+    """Both ends of an interval; `None` where the table has none."""
     low, high = row[f"{name}_low"], row[f"{name}_high"]
     return None if low is None else [low, high]

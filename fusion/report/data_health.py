@@ -44,6 +44,7 @@ class DataHealth:
 
 
 def data_health(material: Material, split_name: str) -> DataHealth | None:
+    """What the store says of the features that the run read; `None` where it is not there or not wanted."""
     store = material.store
     if store is None or not material.parts.health:
         return None

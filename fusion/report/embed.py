@@ -21,5 +21,5 @@ def script_json(value: Any) -> Markup:
 
 
 def array_base64(values: np.ndarray) -> str:
-    """The bytes of an array, little-endian, row after row."""
+    """The bytes of an array (n,) or (n, K), little-endian, row after row."""
     return base64.b64encode(np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes()).decode("ascii")

@@ -183,6 +183,7 @@ def slot_weights(weights: Mapping[str, np.ndarray], prefix: str) -> Picture:
 
 
 def of_model(history: pa.Table, model: str) -> pa.Table:
+    """The epochs of one model."""
     return history.filter(pc.equal(history["model"], model))
 
 

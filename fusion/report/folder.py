@@ -50,6 +50,7 @@ class RunFolder:
 
     @property
     def slots(self) -> list[str]:
+        """In the model's order."""
         return list(self.metrics["slots"])
 
     @cached_property

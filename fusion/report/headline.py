@@ -44,6 +44,7 @@ class Headline:
 
 
 def headline(name: str, target: Mapping[str, Any], fusion: str) -> Headline:
+    """One target in a few sentences: result, interval, and what it has to beat."""
     test = target["splits"]["test"]
     metric = metric_label(target["metric"])
     within = f"95% interval {bounds(test['ci95'])}" if test["ci95"] else "no interval"

@@ -45,10 +45,12 @@ class Material:
 
     @property
     def shows_texts(self) -> bool:
+        """Whether lyrics are at hand and wanted."""
         return self.source is not None and "texts" not in self.why_not
 
     @property
     def plays_audio(self) -> bool:
+        """Whether audio is at hand and wanted."""
         return self.source is not None and "audio" not in self.why_not
 
 

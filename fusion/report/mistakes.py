@@ -35,6 +35,7 @@ class Mistake:
 
 
 def worst_mistakes(run: RunFolder, answers: Answers, material: Material) -> list[Mistake]:
+    """The answers that were most surely wrong, with what the segment says and sounds like."""
     worst = answers.worst(MOST)
     ids = [answers.ids[number] for number in worst]
     texts = _texts(material, ids)

@@ -74,6 +74,7 @@ class TargetSection:
 
     @property
     def parts(self) -> Mapping[str, Score]:
+        """Part of the split to its score."""
         return dict(self.facts["splits"])
 
     @property
@@ -117,6 +118,7 @@ class Page:
 
 
 def build_page(run: RunFolder, material: Material) -> Page:
+    """All that the page shows, from the run folder and the material beside it."""
     metrics = run.metrics
     names = list(metrics["targets"])
     history = of_model(run.history, FUSION)

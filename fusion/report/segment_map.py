@@ -102,7 +102,7 @@ def classes_colour(name: str, texts: Sequence[str]) -> dict[str, Any]:
 
 
 def number_colour(name: str, values: np.ndarray) -> dict[str, Any]:
-    """NaN is not known."""
+    """A number for each segment, (N,); NaN is not known."""
     known = values[np.isfinite(values)]
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
     return {

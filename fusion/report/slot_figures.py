@@ -103,6 +103,7 @@ def weights_by(run: RunFolder, labels: Sequence[str]) -> list[WeightRow]:
 
 
 def weights_by_pattern(run: RunFolder) -> list[WeightRow]:
+    """What each slot weighs, by which slots are there."""
     there = {slot: run.predictions[f"present.{slot}"].to_pylist() for slot in run.slots}
     patterns = ["+".join(slot for slot, here in zip(there, row, strict=True) if here)
                 for row in zip(*there.values(), strict=True)]  # fmt: skip

@@ -38,14 +38,17 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def metric_label(name: str) -> str:
+    """A metric's name in words."""
     return METRICS[name][0] if name in METRICS else name.replace("_", " ")
 
 
 def metric_meaning(name: str) -> str:
+    """What a metric measures, in a sentence; nothing where it is not known."""
     return METRICS[name][1] if name in METRICS else ""
 
 
 def pattern_label(name: str) -> str:
+    """`text + audio` of `text+audio`."""
     return name.replace("+", " + ")
 
 
@@ -62,14 +65,17 @@ def number(value: float | None) -> str:
 
 
 def signed(value: float | None) -> str:
+    """With its sign, also a plus."""
     return f"+{number(value)}" if value is not None and value >= 0 else number(value)
 
 
 def bounds(ci95: list[float] | None) -> str:
+    """`[0.412, 0.530]`, with a true minus."""
     return interval_text(ci95).replace("-", "−")
 
 
 def percent(share: float) -> str:
+    """Of a share, in [0, 1]."""
     return f"{100 * share:.0f}%" if share == 0 or share >= 0.01 else f"{100 * share:.1f}%"
 
 
