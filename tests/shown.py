@@ -32,7 +32,7 @@ from fusion.config import load_config
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 FAST = {
-    "fit": ("--set", "training.epochs=2", "--set", "training.bootstrap=100", "--seeds", "1"),
+    "fit": ("--set", "training.epochs=2", "--set", "training.bootstrap=100", "--seeds", "1", "--plain-report"),
     "ablate": ("--set", "training.epochs=1", "--set", "training.bootstrap=100", "--seeds", "1", "--workers", "0"),
     "leaks": ("--set", "training.epochs=2", "--set", "training.bootstrap=100", "--seeds", "1"),
     "train-encoder": ("--set", "encoder_training.epochs=1", "--workers", "0"),
@@ -168,7 +168,7 @@ def run_cli(*arguments: str) -> str:
 
 def parse(words: Iterable[str]) -> None:
     """Raise unless there is such a command, or such a measurement, with such options and values."""
-    program, *words = words
+    program, *words = (word for word in words if not re.match(r"[A-Z_]+=", word))
     if program == "python" and words[:1] == ["-m"] and words[1].startswith("benchmarks"):
         package = words[1] if "." in words[1] else f"{words[1]}.__main__"
         command, words = import_module(package).main, words[2:]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import inspect
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import chdir
@@ -10,17 +12,20 @@ from pathlib import Path
 
 import click
 import numpy as np
+import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+import soundfile
 import yaml
 
 from cli import COMMANDS, cli
+from featurize.timecode import seconds_to_smpte
 from stores import open_store
 from stores.feature import Status
 from tests import test_clap, test_deberta, test_wav2vec2
 from tests.finetuning_project import make_project
-from tests.shown import DOCUMENTS, FAST, ROOT, RUN, Reader, blocks_of, commands_of, run_cli
+from tests.shown import DOCUMENTS, FAST, READ, ROOT, RUN, Reader, blocks_of, commands_of, parse, run_cli
 from tests.test_ingest import write_split_parquet
 
 BLOCKS = [block for document in DOCUMENTS for block in blocks_of(document)]
@@ -70,8 +75,6 @@ def finished(fresh, demo_data, tmp_path_factory) -> Path:
         for encoder in ("lsa", "mel_stats", "midi_stats"):
             run_cli("featurize", "--encoder", encoder, *FAST["featurize"])
         choose(Path(), LEARNED)
-        run_cli("split", "--name", "cv", "--folds", "3")
-        run_cli("ablate", "--slots", "text,audio", *FAST["ablate"])
     return folder
 
 
@@ -104,10 +107,19 @@ def two_slots(folder: Path) -> None:
             store.delete_feature(name)
 
 
-def two_slots_and_no_folds(folder: Path) -> None:
+def folds(folder: Path) -> None:
+    with chdir(folder):
+        run_cli("split", "--name", "cv", "--folds", "3")
+
+
+def two_slots_and_folds(folder: Path) -> None:
     two_slots(folder)
-    for split in (folder / "features.zarr/splits").glob("cv.*"):
-        shutil.rmtree(split)
+    folds(folder)
+
+
+def an_ablation(folder: Path) -> None:
+    with chdir(folder):
+        run_cli("ablate", "--fusion", "late", "--slots", "text,audio", *FAST["ablate"])
 
 
 def two_blocks(folder: Path) -> None:
@@ -120,10 +132,50 @@ def models_of_ones_own(folder: Path) -> None:
     shutil.copytree(folder / "microsoft/deberta-v3-base", folder / "models/all-MiniLM-L6-v2")
 
 
+def clips_with_labels(folder: Path) -> None:
+    """In demo/data, as from someone's disk: files named by id, and labels.csv in place of segments.csv."""
+    data = shutil.move(folder / "my-songs", folder / "demo/data")
+    with (data / "segments.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        if row["audio_path"]:
+            samples, rate = soundfile.read(data / row["audio_path"])
+            start, end = (round(float(row[key]) * rate) for key in ("start_seconds", "end_seconds"))
+            soundfile.write(data / f"audio/{row['segment_id']}.flac", samples[start:end], rate)
+        if row["midi_path"]:
+            shutil.copy(data / row["midi_path"], data / f"midi/{row['segment_id']}.mid")
+    write_rows(data / "labels.csv", [{key: row[key] for key in ("segment_id", "group", "mood")} for row in rows])
+    (data / "segments.csv").unlink()
+
+
+def songs_by_timecode(folder: Path) -> None:
+    shutil.copytree(folder / "my-songs", folder / "timecodes")
+    with (folder / "timecodes/segments.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row |= {key: seconds_to_smpte(float(row[key]), "25", 100) for key in ("start_seconds", "end_seconds")}
+    write_rows(folder / "timecodes/segments.csv", rows)
+
+
+def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def files_of_a_song(folder: Path) -> None:
     for name, found in (("s1.flac", "audio/*.flac"), ("song.flac", "audio/*.flac"), ("song.mid", "midi/*.mid")):
         shutil.copy(sorted(folder.glob(f"my-songs/{found}"))[0], folder / name)
     shutil.copytree(folder / "features.zarr", folder / "other.zarr")
+
+
+def split_parquet(folder: Path) -> None:
+    write_split_parquet(folder / "my-songs", folder / "parquet")
+    table = pq.read_table(folder / "parquet/songs_metadata.parquet", columns=["segment_id"])
+    vectors = np.random.default_rng(0).normal(size=(len(table), 8)).astype(np.float32)
+    table = table.append_column("lyric_embedding", pa.array(list(vectors)))
+    pq.write_table(table, folder / "training_data_with_embeddings.parquet")
 
 
 def media_in_parquet(folder: Path) -> None:
@@ -162,6 +214,8 @@ def embeddings_end_in_predictions(reader: Reader) -> None:
 
 START = {  # what a reader has before: "finished" if nothing is said
     "README.md": "fresh",
+    "split-parquet.md": "fresh",
+    "start.md": "fresh",
     "config.md": "fresh",
     "encoders.md": "ingested",
     "existing-embeddings.md": "fresh",
@@ -169,11 +223,16 @@ START = {  # what a reader has before: "finished" if nothing is said
 }
 PREPARE: dict[str, Callable[[Path], None]] = {
     "README.md": only_mood,
-    "ablation.md": two_slots_and_no_folds,
+    "alignment.md": songs_by_timecode,
+    "split-parquet.md": split_parquet,
+    "start.md": clips_with_labels,
+    "ablation.md": two_slots,
     "data.md": rename_columns,
     "encoders.md": models_of_ones_own,
     "finetune.md": two_blocks,
-    "fusion.md": two_slots,
+    "fusion.md": two_slots_and_folds,
+    "leaks.md": folds,
+    "report.md": an_ablation,
     "predict.md": files_of_a_song,
     "storage.md": media_in_parquet,
 }
@@ -238,3 +297,36 @@ def test_the_example_of_a_command_runs_as_it_stands(finished, tmp_path, monkeypa
     monkeypatch.chdir(folder)
     for line in commands_of(EXAMPLES[name]):
         Reader().type(line)
+
+
+def test_the_store_of_the_examples_is_not_empty(finished):
+    store = open_store(finished / "features.zarr")
+    assert store.n_segments == 48 and len(store.features()) == 6
+
+
+# What is not run
+
+
+@pytest.mark.parametrize("block", NOT_RUN, ids=lambda block: f"{block}: {block.not_run}")
+def test_what_is_not_run_has_a_reason_and_parses(block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for placeholder in ("folder", "mood-sample"):
+        Path(placeholder).mkdir()
+    assert len(block.not_run) > 5
+    if block.language == "bash":
+        for line in commands_of(block.text):
+            for words in line if isinstance(line, list) else []:
+                parse(words)
+    elif block.language == "python":
+        compile(block.text, str(block), "exec")
+
+
+def test_most_of_what_is_shown_is_run():
+    shown = [block for block in BLOCKS if block.language in RUN]
+    assert len(shown) > 50 and len(NOT_RUN) < len(shown) / 4
+    for block in BLOCKS:
+        assert block.language in RUN | READ, f"{block}: {block.language} is not one of {RUN | READ}"
+        if block.language not in RUN:
+            assert not re.search(r"^(\$ )?(cli|pip|python) ", block.text, re.MULTILINE), f"{block}: commands are bash"
+    for document in DOCUMENTS:
+        assert not re.search(r"^    (cli|pip|python) ", document.read_text("utf-8"), re.MULTILINE), document
