@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import multiprocessing
 import pickle
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -198,18 +197,6 @@ def test_the_batch_dict_is_what_the_model_takes(songs):
     assert_same(logits, expected)
     assert torch.equal(gates, expected_gates)
     assert torch.equal(batch["row"], rows) and batch["segment_id"] == songs.store.ids.tolist()
-
-
-def test_the_snippets_of_the_document_run_one_after_the_other(songs, monkeypatch, capsys):
-    snippets = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text("utf-8"), re.DOTALL)
-    assert len(snippets) > 3
-    monkeypatch.chdir(songs.store.tree.path.parent)
-    names: dict = {}
-    for snippet in snippets:
-        exec(compile(snippet, DOCUMENT.name, "exec"), names)
-    status = songs.store["midi/midi_stats"].status()
-    assert f"'FAILED': {(status == Status.FAILED).sum()}" in capsys.readouterr().out
-    assert names["rows"].tolist() == names["data"].rows.tolist() and len(names["batch"]["failures"])
 
 
 # Missing

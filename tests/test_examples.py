@@ -6,8 +6,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.csv
@@ -16,16 +14,10 @@ import torch
 
 from fusion.config import load_config
 from tests import test_deberta, test_wav2vec2
+from tests.shown import FAST, Reader
 from tests.test_ingest import write_split_parquet
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-FAST = {
-    "fit": ("--set", "training.epochs=2", "--set", "training.bootstrap=100", "--set", "training.seeds=[0]"),
-    "ablate": ("--set", "training.epochs=2", "--set", "training.bootstrap=100", "--set", "training.seeds=[0]"),
-    "train-encoder": ("--set", "encoder_training.epochs=1", "--workers", "0"),
-    "featurize": ("--workers", "0"),
-    "inspect": ("--no-costs",),
-}
 
 
 def commands_of(path: Path) -> list[list[str]]:
@@ -56,8 +48,7 @@ def split_parquet(demo_data: Path) -> None:
 
 
 def vectors(_demo_data: Path) -> None:
-    small = ("--segments", "120", "--songs", "12", "--width", "16", "--audio-width", "8")
-    subprocess.run([sys.executable, EXAMPLES / "existing_embeddings.py", *small], check=True, capture_output=True)
+    Reader().type([["python", str(EXAMPLES / "existing_embeddings.py")]])
 
 
 def checkpoints(demo_data: Path) -> None:
@@ -79,7 +70,10 @@ DATA = {
     "gpu.yaml": checkpoints,
     "cross_validation.yaml": songs,
 }
-ELSEWHERE = {"finetune.yaml", "existing_embeddings.py"}  # test_finetune.py, test_existing_embeddings.py
+ELSEWHERE = {
+    "finetune.yaml",
+    "existing_embeddings.py",
+}  # test_shown.py, with docs/finetune.md and docs/existing-embeddings.md
 
 
 def test_every_example_has_its_test():

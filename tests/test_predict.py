@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import re
-import shlex
 import shutil
 from pathlib import Path
 
@@ -325,32 +323,6 @@ def test_the_run_finds_its_store_or_is_told_where_it_is(folder, demo_data, run_c
         Predictor(folder / "runs" / "gated", store=Path("moved.zarr")).predict([{}])
     only = Predictor(folder / "runs" / "gated", store=Path("moved.zarr"), slots=["audio"])
     assert only.predict(open_data(demo_data)).num_rows == 48
-
-
-# The document
-
-
-def test_the_document_runs(folder, demo_data, run_cli):
-    text = (ROOT / "docs" / "predict.md").read_text("utf-8")
-    shutil.copytree(demo_data, "new-songs")
-    shutil.copytree("features.zarr", "other.zarr")
-    for name, found in (("s1.flac", "audio/*.flac"), ("song.flac", "audio/*.flac"), ("song.mid", "midi/*.mid")):
-        shutil.copy(sorted(demo_data.glob(found))[0], name)
-    commands = re.findall(r"^cli (.*)$", text, re.MULTILINE)
-    assert {command.split()[0] for command in commands} == {"predict", "export"}
-    for command in commands:
-        run_cli(*shlex.split(command, comments=True))
-    names: dict = {}
-    snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(snippets) == 3
-    for snippet in snippets:
-        exec(compile(snippet, "docs/predict.md", "exec"), names)
-    assert names["table"].num_rows == 2 and names["table"]["used.audio"].to_pylist() == [True, True]
-    zeros = np.zeros((1, names["slots"]["audio"]["width"]))
-    expected = names["predictor"].predict_vectors({"audio": zeros}).to_pylist()[0]
-    assert names["classes"] == ["angry", "calm", "happy", "sad"]
-    of_model = [expected[f"mood.p.{name}"] for name in names["classes"]]
-    np.testing.assert_allclose(names["probabilities"][0], of_model, atol=1e-5)
 
 
 # Mistakes
