@@ -35,7 +35,7 @@ def ingest_command(project: Project, data: Path | None, check_only: bool, replac
       cli ingest my-songs/
     """
     from featurize.errors import SourceError
-    from featurize.ingest import check, write_store
+    from featurize.ingestion import check, write_store
 
     path = data or project.config.data.path
     if path is None:

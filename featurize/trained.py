@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import nn
 
-from featurize.encoders import build_encoder
+from featurize.encoders import build_encoder, encoder_class, name_of
 from featurize.encoders.base import Encoder
 from featurize.errors import ConfigError
 from stores.record import Record
@@ -39,7 +39,7 @@ def save_trained(
     loaded_from: what the record will say of the weights, beside their SHA-256.
     """
     facts = {
-        "encoder": encoder.name,
+        "encoder": name_of(encoder),
         "options": dict(options),
         "trained_on": dict(encoder.trained_on or {}),
         "loaded_from": dict(loaded_from),
@@ -117,7 +117,7 @@ def open_tuned(run_and_slot: str, options: Mapping[str, Any]) -> tuple[Encoder, 
         path = folder / TUNED / slot
         if slot and (path / WEIGHTS).is_file():
             name = str(_read(path / WEIGHTS)[0]["encoder"])
-            return load_trained(path, name, options), tuned_name(name, folder.resolve().name)
+            return load_trained(path, name, options), tuned_name(encoder_class(name).name, folder.resolve().name)
     paths = [path for folder in (Path(run), Path("runs") / run) for path in folder.glob(f"{TUNED}/*/{WEIGHTS}")]
     tuned = [path.parent.name for path in paths]
     has = f"it has {', '.join(sorted(tuned))}" if tuned else "nor any other"

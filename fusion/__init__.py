@@ -1,0 +1,33 @@
+"""Features to a result, from Python as by `cli`: the commands call these functions.
+
+    import fusion
+
+    run = fusion.fit("features.zarr", fusion="gated", target="mood", seeds=3)
+    fusion.predict(run, "features.zarr")        # a pyarrow table
+
+Importing this package imports no torch; the first of its functions that is used does (`fusion.api`).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fusion.api import ablate, fit, open_run, predict, to_torch
+    from fusion.modules import check_fusion
+    from fusion.predictor import Predictor
+
+__all__ = ["Predictor", "ablate", "check_fusion", "fit", "open_run", "predict", "to_torch"]
+
+_PLACES = {"Predictor": "fusion.predictor", "check_fusion": "fusion.modules"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PLACES.get(name, "fusion.api")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

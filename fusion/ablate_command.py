@@ -24,7 +24,7 @@ LINEAR = "logistic regression"  # as in `fusion.shapley`, which would import tor
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from fusion.ablate import Progress
+    from fusion.ablation import Progress
     from fusion.shapley import Cell, Model
 
 
@@ -77,7 +77,7 @@ def ablate_command(
     Example:
       cli ablate --fusion late,gated --slots all --seeds 5
     """
-    from fusion.ablate import ablate
+    from fusion.ablation import ablate
     from fusion.commands import _with_options
 
     fit_options = {"strategy": None, "slots": None, "seeds": seeds, "target_names": target_names, "features": features}
@@ -120,7 +120,7 @@ def _show_plan(project: Project, config: Any, options: dict[str, Any], as_json: 
 
 def fit_line(metrics: Mapping[str, Any], config: Any, options: Mapping[str, Any]) -> str:
     """The `cli fit` that trains the first target's best configuration. options: what `cli ablate` was given."""
-    from fusion.ablate import options_for
+    from fusion.ablation import options_for
 
     best = next(iter(metrics["targets"].values()))["best"]
     overrides = list(options["overrides"])

@@ -148,7 +148,7 @@ def fit_command(project: Project, as_json: bool, dry_run: bool, runs: Path, plai
       cli fit --fusion gated
     """
     from featurize.progress import progress_bar
-    from fusion.fit import fit
+    from fusion.fitting import fit
     from fusion.report_parts import PLAIN, ReportParts
     from fusion.table import result_lines
 

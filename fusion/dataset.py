@@ -13,7 +13,7 @@ An unknown label is -100 where it would be a class, which `cross_entropy` ignore
 
     loader = DataLoader(data, batch_size=256, shuffle=True, collate_fn=data.collate, num_workers=2)
 
-`fusion.fit` does not come this way: vectors that fit in memory are faster as whole tensors (`fusion.data`).
+`fusion.fitting` does not come this way: vectors that fit in memory are faster as whole tensors (`fusion.data`).
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class StoredSegments(Segments):
         self.widths = {slot: feature.width for slot, feature in found.items()}
         self._present = torch.stack([_present(f, self.rows, allow_pending) for f in found.values()], dim=1)
         self._vectors: dict[str, Tensor | _LazyVectors] = {
-            slot: _LazyVectors(feature, self.rows) if lazy else torch.from_numpy(feature.vectors()[self.rows])
+            slot: _LazyVectors(feature, self.rows) if lazy else torch.from_numpy(feature.vectors[self.rows])
             for slot, feature in found.items()
         }
 
@@ -269,7 +269,7 @@ class _LazyVectors:
         start = row - row % size
         if start not in self._chunks:
             chunk = range(start, min(start + size, self._feature.n_segments))
-            self._chunks[start] = torch.from_numpy(self._feature.vectors(chunk))
+            self._chunks[start] = torch.from_numpy(self._feature.read_vectors(chunk))
             if len(self._chunks) > CHUNKS_KEPT:
                 self._chunks.popitem(last=False)
         self._chunks.move_to_end(start)
@@ -277,7 +277,7 @@ class _LazyVectors:
 
 
 def _present(feature: Feature, rows: np.ndarray, allow_pending: bool) -> Tensor:
-    status = feature.status()[rows]
+    status = feature.status[rows]
     pending = int((status == Status.PENDING).sum())
     if pending and not allow_pending:
         raise StoreError(

@@ -14,10 +14,10 @@ from statistics import median
 
 import numpy as np
 
-from fusion.ablate import open_ablation, options_for
+from fusion.ablation import open_ablation, options_for
 from fusion.config import Config
 from fusion.evaluate import FUSION
-from fusion.fit import PARTS, load_inputs, training_of
+from fusion.fitting import PARTS, load_inputs, training_of
 from fusion.modules import FUSIONS
 from fusion.runs import check_name, free_name
 from fusion.train import Trained
@@ -71,7 +71,7 @@ def plan_fit(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> FitPlan:
-    """What `fusion.fit.fit` would train with the same arguments; raises what it would raise beforehand."""
+    """What `fusion.fitting.fit` would train with the same arguments; raises what it would raise beforehand."""
     name = check_name(runs, name or free_name(runs, config.model.fusion.strategy), overwrite)
     loaded = load_inputs(store, config, split_name, allow_pending=allow_pending, allow_leak=allow_leak)
     data = loaded.data
@@ -108,7 +108,7 @@ def plan_ablation(
     allow_leak: bool = False,
     progress: Progress | None = None,
 ) -> AblationPlan:
-    """What `fusion.ablate.ablate` would run with the same arguments; raises what it would raise beforehand.
+    """What `fusion.ablation.ablate` would run with the same arguments; raises what it would raise beforehand.
 
     Of a model that has finished cells, these tell how long one takes; of any other fusion, epochs on all slots.
     """

@@ -71,7 +71,7 @@ def finetune_command(
     """
     from featurize.progress import named_progress
     from fusion.config import validated
-    from fusion.finetune import finetune
+    from fusion.finetuning import finetune
     from fusion.load_run import load_run
     from fusion.table import finetuning_lines, result_lines
 

@@ -82,9 +82,9 @@ def predict_command(
     """
     from featurize.progress import named_progress
     from featurize.sources import Source
-    from fusion.predict import Predictor, open_data
     from fusion.prediction_file import format_of, new_file, text_writer
     from fusion.prediction_summary import PredictionSummary, summary_lines
+    from fusion.predictor import Predictor, open_data
     from stores.errors import TriadError
     from stores.terminal import data_stdout
 

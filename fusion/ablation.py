@@ -36,7 +36,7 @@ from fusion.cell_pool import run_cells
 from fusion.config import Config, FusionConfig, TrainingConfig
 from fusion.data import SegmentData, choose_features, load_segments
 from fusion.evaluate import patterns
-from fusion.fit import PARTS, open_splits
+from fusion.fitting import PARTS, open_splits
 from fusion.leaks import check_encoders
 from fusion.memory import read_into_memory
 from fusion.modules import FUSIONS, fusion_class
