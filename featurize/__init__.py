@@ -15,15 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from featurize.api import featurize, ingest
+    from featurize.encoders.check import check_encoder
+    from featurize.user_code import allow_code
 
-__all__ = ["featurize", "ingest"]
+__all__ = ["allow_code", "check_encoder", "featurize", "ingest"]
+
+_ELSEWHERE = {"allow_code": "featurize.user_code", "check_encoder": "featurize.encoders.check"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("featurize.api"), name)
+    return getattr(import_module(_ELSEWHERE.get(name, "featurize.api")), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return __all__

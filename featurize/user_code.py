@@ -65,16 +65,16 @@ class UserClasses:
 
     def use(self, what: str | type) -> str:
         """The name, after the import of what the user gave: a name, a module and a class in it, or a class itself."""
-        if isinstance(what, type):
-            name = spec_of(self.checked(what, what.__qualname__))
-            _classes[name] = what
-            code_sha256(what)
-            return name
-        if not is_code(what):
+        if isinstance(what, str) and not is_code(what):
             return what
-        place, _, qualname = what.rpartition(":")
-        found = self.checked(_attribute(allow_code(place), qualname, what), what)
-        code_sha256(found)
+        if isinstance(what, type):
+            found = self.checked(what, what.__qualname__)
+        else:
+            found = self.checked(_attribute(allow_code(what), what.rpartition(":")[2], what), what)
+        if is_ours(found):
+            return str(found.name)  # type: ignore[attr-defined]
+        code_sha256(found)  # now: what was imported, not what becomes of the file
+        _classes[spec_of(found)] = found
         return spec_of(found)
 
     def checked(self, found: Any, name: str) -> type:
@@ -113,7 +113,7 @@ def allow_code(named: str) -> ModuleType:
         module = import_module(name)
     except Exception as error:  # whatever a stranger's module does
         why = " ".join(str(error).split())
-        raise ConfigError(f"{named} cannot be imported: {type(error).__name__}: {why}") from error
+        raise ConfigError(f"{named} cannot be imported: {type(error).__name__}: {why}.") from error
     stands_at = getattr(module, "__file__", None)
     if place.endswith(".py") and (stands_at is None or Path(stands_at).resolve() != file):
         raise ConfigError(f"{place}: {name} is another module's name, {stands_at or name}. Call the file otherwise.")

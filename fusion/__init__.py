@@ -14,20 +14,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from featurize.user_code import allow_code
     from fusion.api import ablate, fit, open_run, predict, to_torch
-    from fusion.modules import check_fusion
+    from fusion.modules.check import check_fusion
     from fusion.predictor import Predictor
 
-__all__ = ["Predictor", "ablate", "check_fusion", "fit", "open_run", "predict", "to_torch"]
+__all__ = ["Predictor", "ablate", "allow_code", "check_fusion", "fit", "open_run", "predict", "to_torch"]
 
-_PLACES = {"Predictor": "fusion.predictor", "check_fusion": "fusion.modules"}
+_ELSEWHERE = {
+    "Predictor": "fusion.predictor",
+    "allow_code": "featurize.user_code",
+    "check_fusion": "fusion.modules.check",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_PLACES.get(name, "fusion.api")), name)
+    return getattr(import_module(_ELSEWHERE.get(name, "fusion.api")), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return __all__

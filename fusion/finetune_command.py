@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from featurize.project import Project, project_options
+from featurize.project import Project, code_option, project_options
 from fusion.completion import complete_runs
 
 
@@ -23,6 +23,7 @@ from fusion.completion import complete_runs
     help="A run of cli fit: a folder, or its name.",
 )
 @project_options
+@code_option
 @click.option("--unfreeze", metavar="SLOTS", help="Whose encoders learn, e.g. audio,midi. [default: all that can]")
 @click.option("--last-layers", type=click.IntRange(1), metavar="K", help="Only each encoder's last K blocks learn.")
 @click.option("--lora", type=click.IntRange(1), metavar="RANK", help="Low-rank updates of the attention learn instead.")

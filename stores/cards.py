@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -21,7 +22,7 @@ def store_card(store: Store) -> Card:
         ("segments", f"{store.n_segments:,}"),
         ("groups", _told(lambda: f"{len(np.unique(store.groups)):,}")),
         ("labels", _told(lambda: listed(store.label_names()))),
-        *((f"split {name}", _told(lambda name=name: _split_text(store, name))) for name in store.splits()),
+        *((f"split {name}", _told(partial(_split_text, store, name))) for name in store.splits()),
     ]
     names = store.features()
     rows = [_row(store, name) for name in names]
