@@ -2,6 +2,9 @@
 
 store: a path, or a `Store`. config: a path, plain values, a model; or `None`, which is `config.yaml` in the current
 folder where there is one, else the defaults, as for `cli`.
+
+workers: 0, the default, starts no process, so that a script needs no `if __name__ == "__main__":`; nothing then protects
+it from files that kill or hang a decoder (SECURITY.md).
 """
 
 from __future__ import annotations
@@ -66,6 +69,7 @@ def ingest(
     *,
     config: Given = None,
     replace: bool = False,
+    workers: int = 0,
 ) -> Ingested:
     """Check a dataset and make its store, with a first split where it has none.
 
@@ -73,15 +77,15 @@ def ingest(
     `problems`. Raises `SourceError` where errors are among them, or where the store has segments that the data lack.
     """
     settings = given_config(config, FeaturizeConfig)
-    return write(check_data(data, settings), Path(store), settings, replace=replace)
+    return write(check_data(data, settings, workers), Path(store), settings, replace=replace)
 
 
-def check_data(data: str | Path | None, config: FeaturizeConfig) -> Ingest:
+def check_data(data: str | Path | None, config: FeaturizeConfig, workers: int = 1) -> Ingest:
     """What `ingest` would find; writes nothing."""
     path = config.data.path if data is None else Path(data)
     if path is None:
         raise ConfigError("Name the data: cli ingest FOLDER, or data.path in config.yaml.")
-    return check(path, config.data, config.model.targets)
+    return check(path, config.data, config.model.targets, workers)
 
 
 def write(found: Ingest, store_path: Path, config: FeaturizeConfig, *, replace: bool = False) -> Ingested:
@@ -106,7 +110,7 @@ def featurize(
     """Run one encoder over all segments; only what is new or changed is encoded, equal inputs once.
 
     encoder: a name, `RUN:SLOT` of one that was tuned, `my_encoder.py:MyEncoder`, a class, or an encoder that is ready.
-    options: of its constructor. split: whose training part an encoder is fitted on. workers: processes that prepare.
+    options: of its constructor. split: whose training part an encoder is fitted on.
     settings: `replace`, `batch_size`, `batch_budget`, `dtype`, `frames`, `device`, `precision`, `retry_failed`,
     `repair` and `audit_rows`, as `featurize.pipeline.featurize` has them. Raises `TriadError`s on mistakes.
     """

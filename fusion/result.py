@@ -51,10 +51,11 @@ class Run(Result):
         metrics = self.metrics
         slots = ", ".join(f"{slot}/{encoder}" for slot, encoder in metrics["slots"].items())
         split = metrics["split"]
+        folds = f", {split['folds']} folds pooled" if split["folds"] > 1 else ""
         leaks = "; it leaks" if split["leaks"] else ""
         facts = [
             ("features", slots),
-            ("split", f"{split['name']} ({split['method']}, {split['folds']} of it){leaks}"),
+            ("split", f"{split['name']} ({split['method']}{folds}){leaks}"),
             ("report", str(self.report)),
         ]
         rows = []

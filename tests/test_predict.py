@@ -24,7 +24,7 @@ from featurize.encoders import build_encoder
 from featurize.errors import ConfigError, SourceError, UnknownName
 from featurize.segments import RawAudio, RawMidi, RawText
 from featurize.trained import save_trained
-from fusion import predict as module
+from fusion import predictor as module
 from fusion.load_run import load_features, load_run
 from fusion.prediction_file import new_file
 from fusion.predictor import Predictor, open_data

@@ -1,0 +1,101 @@
+"""The code in docs/extend.md and docs/python.md, run as it stands there: on a small demo, with the real commands."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CONFIG = """\
+data: {path: my-songs}
+model:
+  targets: [{name: mood}]
+training: {epochs: 2, seeds: [0], bootstrap: 100}
+"""
+
+
+def blocks(document: str) -> list[tuple[str, str]]:
+    """Language and content of each fenced block, in order."""
+    found = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "docs" / document).read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    assert found
+    return found
+
+
+@pytest.fixture
+def workplace(project: Path, demo_data: Path, run_cli) -> Path:
+    """A project folder with raw data at my-songs, a store, and a configuration that trains for seconds."""
+    Path("my-songs").symlink_to(demo_data)
+    Path("config.yaml").write_text(CONFIG, "utf-8")
+    run_cli("ingest", "my-songs")
+    return project
+
+
+@pytest.fixture
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No code that was named before, by whatever test; and none from here on."""
+    monkeypatch.setattr("featurize.user_code._allowed", {})
+    monkeypatch.setattr("featurize.user_code._classes", {})
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.startswith("my_"):
+            del sys.modules[name]
+
+
+def install(folder: Path, pyproject: str) -> None:
+    """What `pip install .` writes of a pure package: its metadata, on the path that Python searches."""
+    (name,) = re.findall(r'^name = "(.*)"', pyproject, re.MULTILINE)
+    points = re.findall(r'^\[project\.entry-points\."(.*)"\]\n((?:\w+ = ".*"\n)+)', pyproject, re.MULTILINE)
+    assert len(points) == 2
+    metadata = folder / f"{name.replace('-', '_')}-0.1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1\n", "utf-8")
+    (metadata / "entry_points.txt").write_text(
+        "\n".join(f"[{group}]\n{lines.replace(chr(34), '')}" for group, lines in points), "utf-8"
+    )
+
+
+def test_an_encoder_and_a_fusion_of_ones_own(workplace, forgotten, run_cli, monkeypatch):
+    run_cli("featurize", "--encoder", "lsa")
+    commands = 0
+    for language, content in blocks("extend.md"):
+        if language == "python" and (file := re.match(r"# (\w+\.py)\n", content)):
+            assert len(content.splitlines()) < 40, file[1]
+            Path(file[1]).write_text(content, "utf-8")
+        elif language == "python":
+            exec(compile(content, "extend.md", "exec"), {})
+        elif language == "toml":
+            Path("site").mkdir()
+            install(Path("site"), content)
+            monkeypatch.syspath_prepend("site")
+        else:
+            for line in content.splitlines():
+                words = line.split()
+                assert words[0] == "cli"
+                where = ("--workers", "0") if words[1] == "featurize" and "--list" not in words else ()
+                listed = run_cli(*words[1:], *where).output
+                commands += 1
+                if "--list" in words:
+                    assert {"mel_stats", "loudness"} <= set(listed.split())
+    assert commands >= 10
+    assert {path.name for path in Path("runs").iterdir()} >= {"late", "pooling", "sharper", "pooling-installed"}
+
+
+def test_the_python_of_the_documents(workplace, tmp_path):
+    """As one program, in a process of its own: what a user would type, without a guard for processes."""
+    code = [content for language, content in blocks("python.md") if language == "python"]
+    at_the_end = [piece for piece in code if "open_store" in piece or "feature." in piece]
+    program = "\n".join([*(piece for piece in code if piece not in at_the_end), *at_the_end])
+    Path("program.py").write_text(program, "utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error::UserWarning"}
+    done = subprocess.run(
+        [sys.executable, "program.py"], capture_output=True, text=True, env=environment, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert Path("runs/gated/report.html").is_file() and Path("runs/small").is_dir()
