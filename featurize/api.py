@@ -3,8 +3,8 @@
 store: a path, or a `Store`. config: a path, plain values, a model; or `None`, which is `config.yaml` in the current
 folder where there is one, else the defaults, as for `cli`.
 
-workers: 0, the default, starts no process, so that a script needs no `if __name__ == "__main__":`; nothing then protects
-it from files that kill or hang a decoder (SECURITY.md).
+workers: 0, the default, starts no process, so that a script needs no `if __name__ == "__main__":`. Nothing then
+protects it from files that kill or hang a decoder (SECURITY.md).
 """
 
 from __future__ import annotations

@@ -47,12 +47,12 @@ class UserClasses:
 
         Raises `CodeNotAllowed` where the user has not named this code, `ConfigError` where it is not such a class.
         """
+        if name in _classes:
+            return self.checked(_classes[name], name)
         if not is_code(name):
             point = self.installed().get(name)
             return None if point is None else self.checked(_loaded(point), point.value)
         module, _, qualname = name.rpartition(":")
-        if name in _classes:
-            return self.checked(_classes[name], name)
         if module in _allowed:
             return self.checked(_attribute(_allowed[module], qualname, name), name)
         for point in self.installed().values():

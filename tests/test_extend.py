@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import featurize
+
 ROOT = Path(__file__).parents[1]
 CONFIG = """\
 data: {path: my-songs}
@@ -27,25 +29,12 @@ def blocks(document: str) -> list[tuple[str, str]]:
 
 
 @pytest.fixture
-def workplace(project: Path, demo_data: Path, run_cli) -> Path:
+def workplace(project: Path, demo_data: Path) -> Path:
     """A project folder with raw data at my-songs, a store, and a configuration that trains for seconds."""
     Path("my-songs").symlink_to(demo_data)
     Path("config.yaml").write_text(CONFIG, "utf-8")
-    run_cli("ingest", "my-songs")
+    featurize.ingest()
     return project
-
-
-@pytest.fixture
-def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No code that was named before, by whatever test; and none from here on."""
-    monkeypatch.setattr("featurize.user_code._allowed", {})
-    monkeypatch.setattr("featurize.user_code._classes", {})
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    before = set(sys.modules)
-    yield
-    for name in set(sys.modules) - before:
-        if name.startswith("my_"):
-            del sys.modules[name]
 
 
 def install(folder: Path, pyproject: str) -> None:
@@ -61,7 +50,7 @@ def install(folder: Path, pyproject: str) -> None:
     )
 
 
-def test_an_encoder_and_a_fusion_of_ones_own(workplace, forgotten, run_cli, monkeypatch):
+def test_an_encoder_and_a_fusion_of_ones_own(workplace, nothing_named, run_cli, monkeypatch):
     run_cli("featurize", "--encoder", "lsa")
     commands = 0
     for language, content in blocks("extend.md"):
@@ -87,12 +76,10 @@ def test_an_encoder_and_a_fusion_of_ones_own(workplace, forgotten, run_cli, monk
     assert {path.name for path in Path("runs").iterdir()} >= {"late", "pooling", "sharper", "pooling-installed"}
 
 
-def test_the_python_of_the_documents(workplace, tmp_path):
+def test_the_python_of_the_documents(workplace):
     """As one program, in a process of its own: what a user would type, without a guard for processes."""
     code = [content for language, content in blocks("python.md") if language == "python"]
-    at_the_end = [piece for piece in code if "open_store" in piece or "feature." in piece]
-    program = "\n".join([*(piece for piece in code if piece not in at_the_end), *at_the_end])
-    Path("program.py").write_text(program, "utf-8")
+    Path("program.py").write_text("\n".join(code), "utf-8")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error::UserWarning"}
     done = subprocess.run(
         [sys.executable, "program.py"], capture_output=True, text=True, env=environment, check=False, timeout=300
