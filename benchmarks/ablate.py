@@ -32,7 +32,7 @@ from benchmarks import machine
 from benchmarks.bayes import KINDS, N_SEGMENTS, Task, make_task
 from benchmarks.lightning_loop import fit_in_lightning
 from benchmarks.pairs import paired
-from fusion.ablate import Cell, Cells, Model
+from fusion.ablation import Cell, Cells, Model
 from fusion.cell_pool import run_cells
 from fusion.config import Config, FusionConfig, ModelConfig, TrainingConfig
 from fusion.data import SegmentData

@@ -30,7 +30,7 @@ from benchmarks.pairs import paired
 from featurize.config import DataConfig
 from featurize.encode import batches, casts_kept, launch
 from featurize.encoders.base import Batch, Encoder
-from featurize.ingest import check, write_store
+from featurize.ingestion import check, write_store
 from featurize.pipeline import featurize
 from featurize.sources import open_source
 from featurize.sources.base import Source

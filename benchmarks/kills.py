@@ -271,8 +271,8 @@ def wrong_rows(command: Command, killed: Path, reference: Path) -> Iterator[str]
             continue  # before it has grown
         for feature in store.features():
             seen = store[feature]
-            present = seen.status() == Status.PRESENT
-            if not np.array_equal(seen.vectors()[present], whole[feature].vectors()[present]):
+            present = seen.status == Status.PRESENT
+            if not np.array_equal(seen.vectors[present], whole[feature].vectors[present]):
                 yield f"after a kill: {feature} has rows marked present with other vectors"
 
 
@@ -384,7 +384,7 @@ def in_own_process(work: Callable[[], None], folder: Path) -> None:
 def small_chunks(data: Path, folder: Path) -> None:
     """The same store in both backends, in chunks so small that `featurize` writes many times."""
     from featurize.config import DataConfig
-    from featurize.ingest import check, write_store
+    from featurize.ingestion import check, write_store
 
     for name in ("features.zarr", "features.h5"):
         write_store(check(data, DataConfig()), folder / name, chunk_rows=CHUNK_ROWS)
@@ -430,7 +430,7 @@ def main(kills: int, only: str | None, fresh: float, seed: int) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     for place, _ in COMMANDS.values():  # before the first fork
         import_module(place.partition(":")[0])
-    for module in ("fusion.ablate", "fusion.finetune", "featurize.pipeline", "featurize.import_vectors", "h5py"):
+    for module in ("fusion.ablation", "fusion.finetuning", "featurize.pipeline", "featurize.import_vectors", "h5py"):
         import_module(module)
     print(machine("torch", "zarr", "h5py", "numpy"), flush=True)
     chosen = [command for command in COMMANDS_KILLED if command.name.startswith(only or "")]

@@ -47,7 +47,7 @@ RECORD = {
 
 INGEST = """
 from featurize.config import DataConfig
-from featurize.ingest import check, write_store
+from featurize.ingestion import check, write_store
 def work():
     write_store(check(data, DataConfig()), store)
 """
@@ -156,7 +156,7 @@ def measure_opening(repetitions: int) -> list[str]:
         def ours() -> float:
             started = time.perf_counter()
             store = open_store(path)
-            assert len(store.ids) == len(store["audio/made"].vectors())
+            assert len(store.ids) == len(store["audio/made"].vectors[:])
             return time.perf_counter() - started
 
         def theirs() -> float:

@@ -161,10 +161,10 @@ def features(path: Path, name: str, vectors: np.ndarray) -> Form:
 
     def open_reader() -> ReadOne:
         feature = opened()
-        return lambda row: torch.from_numpy(feature.vectors(range(row, row + 1)))
+        return lambda row: torch.from_numpy(feature.read_vectors(range(row, row + 1)))
 
     title = f"features: {name}, {vectors.shape[1]} x float16, {n:,} rows"
-    return Form(title, n, n_bytes, open_reader, lambda: torch.from_numpy(opened().vectors()))
+    return Form(title, n, n_bytes, open_reader, lambda: torch.from_numpy(opened().vectors[:]))
 
 
 def _raw(source: Source, row: int) -> RawAudio:

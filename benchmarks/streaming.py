@@ -33,7 +33,7 @@ from benchmarks import machine
 from benchmarks.pairs import Ratio, paired
 from fusion.config import FusionConfig, TrainingConfig
 from fusion.data import StoredSegments, load_segments
-from fusion.fit import PARTS
+from fusion.fitting import PARTS
 from fusion.streaming import stream_segments
 from fusion.targets import load_targets
 from fusion.train import train

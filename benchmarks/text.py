@@ -34,7 +34,7 @@ from featurize.config import DataConfig
 from featurize.demo.lyrics import song_vocabulary, write_lyric
 from featurize.encoders import build_encoder
 from featurize.encoders.base import Encoder
-from featurize.ingest import check, write_store
+from featurize.ingestion import check, write_store
 from featurize.pipeline import featurize
 from featurize.sources import open_source
 from stores.store import Store
@@ -90,7 +90,7 @@ def encode_theirs(model: Any, lyrics: list[str], batch_size: int) -> float:
 
 
 def lowest_cosine(store: Store, expected: np.ndarray) -> float:
-    found = store["text/deberta"].vectors().astype(np.float32)
+    found = store["text/deberta"].vectors[:].astype(np.float32)
     norms = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
     return float(((found * expected).sum(axis=1) / norms).min())
 

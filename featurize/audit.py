@@ -45,14 +45,14 @@ def audit(feature: Feature, encoder: Encoder, source: RawSource, k: int, seed: i
         at = range(row, row + 1)
         try:
             raw = source.raw(row)
-            unchanged = raw is not None and raw.digest() == feature.input_hashes(at)[0].tobytes()
+            unchanged = raw is not None and raw.digest() == feature.read_input_hashes(at)[0].tobytes()
         except UnreadableInput:
             unchanged = False
         item = prepare_safely(encoder, raw) if unchanged and raw is not None else None
         if item is None or isinstance(item, Failure):
             continue
         items.append(item)
-        stored.append(feature.vectors(at)[0].astype(np.float32))
+        stored.append(feature.read_vectors(at)[0].astype(np.float32))
     alone = [encode(encoder, [item])[0] for item in items]
     backwards: list[Row] = []
     for start in range(0, len(items), ODD_BATCH):

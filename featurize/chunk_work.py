@@ -74,7 +74,7 @@ class Memory:
         self._feature = feature
         self._under_way: dict[bytes, int] = {}
         self._cached: tuple[range, list[Outcome]] | None = None
-        status, hashes = feature.status(), feature.input_hashes()
+        status, hashes = feature.status, feature.read_input_hashes()
         known = (status != Status.PENDING) & ~(retry_failed & (status == Status.FAILED)) & hashes.any(axis=1)
         self._row_of = {hashes[row].tobytes(): int(row) for row in np.flatnonzero(known)[::-1]}
 
@@ -88,7 +88,10 @@ class Memory:
         """What became of this input, as `row` of a chunk that is written; `None` where it was left pending."""
         with self.lock:
             at = range(row, row + 1)
-            if self._feature.status(at)[0] == Status.PENDING or self._feature.input_hashes(at)[0].tobytes() != digest:
+            if (
+                self._feature.read_status(at)[0] == Status.PENDING
+                or self._feature.read_input_hashes(at)[0].tobytes() != digest
+            ):
                 return None
             return self._read(row)
 
@@ -115,13 +118,15 @@ class Memory:
         return self._cached[1][row - self._cached[0].start]
 
     def _read_chunk(self, chunk: range) -> list[Outcome]:
-        vectors = self._feature.vectors(chunk)
+        vectors = self._feature.read_vectors(chunk)
         if self._feature.has_frames:
-            frames, counts = self._feature.frames(chunk), self._feature.n_frames(chunk)
+            frames, counts = self._feature.read_frames(chunk), self._feature.read_n_frames(chunk)
             rows = [Row(v, f, n) for v, f, n in zip(vectors, frames, counts.tolist(), strict=True)]
         else:
             rows = [Row(vector) for vector in vectors]
-        facts = zip(self._feature.status(chunk).tolist(), rows, self._feature.failures(chunk).tolist(), strict=True)
+        facts = zip(
+            self._feature.read_status(chunk).tolist(), rows, self._feature.read_failures(chunk).tolist(), strict=True
+        )
         return [
             Outcome(Status(status), row if status == Status.PRESENT else None, reason) for status, row, reason in facts
         ]
@@ -136,9 +141,9 @@ class ChunkWork:
         self._memory = memory
         self._retry_failed = retry_failed
         with memory.lock:
-            self._status = feature.status(chunk)
-            self._hashes = feature.input_hashes(chunk)
-            self._failures = feature.failures(chunk)
+            self._status = feature.read_status(chunk)
+            self._hashes = feature.read_input_hashes(chunk)
+            self._failures = feature.read_failures(chunk)
         self._digests: dict[int, bytes] = {}
         self._mine: list[bytes] = []  # inputs that are under way with a row of this chunk
         self._found: deque[tuple[int, Outcome | int]] = deque()  # an int: as that row, which has the same input

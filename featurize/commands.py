@@ -10,14 +10,14 @@ from typing import Any
 
 import click
 
-from featurize.encoders import ENCODERS
-from featurize.project import Project, project_options
+from featurize.encoders import known_encoders
+from featurize.project import Project, code_option, project_options
 from stores.completion import complete_labels, complete_splits, starting_with
 
 
 def complete_encoders(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
     """Encoders, for the Tab key."""
-    return starting_with(incomplete, ENCODERS)
+    return starting_with(incomplete, known_encoders())
 
 
 @click.command("ingest")
@@ -35,13 +35,10 @@ def ingest_command(project: Project, data: Path | None, check_only: bool, replac
     Example:
       cli ingest my-songs/
     """
+    from featurize.api import check_data, write
     from featurize.errors import SourceError
-    from featurize.ingest import check, write_store
 
-    path = data or project.config.data.path
-    if path is None:
-        raise click.UsageError("Name the data: cli ingest FOLDER, or data.path in config.yaml.")
-    found = check(path, project.config.data, project.config.model.targets)
+    found = check_data(data, project.config)
     share = {modality: int(there.sum()) for modality, there in found.presence.items()}
     result: dict[str, Any] = {
         "segments": len(found.source),
@@ -57,6 +54,7 @@ def ingest_command(project: Project, data: Path | None, check_only: bool, replac
     say = _silent if as_json else click.echo
     for problem in found.problems:
         say(str(problem))
+    path = data or project.config.data.path
     say(f"{path}: {result['segments']:,} segments in {result['groups']:,} groups ({found.source.layout} layout)")
     for modality, count in share.items():
         say(f"  {modality:<5} {count:>8,}  {count / len(found.source):6.1%}")
@@ -67,10 +65,10 @@ def ingest_command(project: Project, data: Path | None, check_only: bool, replac
     if check_only and found.errors:
         raise SourceError(f"{len(found.errors)} kinds of errors stand in {found.source.table.path}.")
     if not check_only:
-        store, what = write_store(found, project.store_path, replace=replace)
-        result["store"] = str(what)
-        say(WRITTEN[what].format(store=project.store_path))
-        result["split"] = first_split(project, store, say)
+        done = write(found, project.store_path, project.config, replace=replace)
+        result["store"] = str(done.written)
+        say(WRITTEN[done.written].format(store=project.store_path))
+        result["split"] = tell_splits(project, done.store, (done.splits, done.no_split), say)
     if as_json:
         click.echo(json.dumps(result, indent=2))
 
@@ -100,15 +98,25 @@ def split_command(project: Project, replace: bool, **options: Any) -> None:
         click.echo(line)
 
 
-@click.command("featurize")
+class _NamesEncoders(click.Command):
+    """Its help ends with the encoders there are, others' that are installed included; none of them is imported."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Encoders"):
+            formatter.write_text(f"{', '.join(known_encoders())}, or code of your own: my_encoder.py:MyEncoder")
+
+
+@click.command("featurize", cls=_NamesEncoders)
 @click.option(
     "--encoder",
     "encoder_name",
-    metavar="NAME|RUN:SLOT",
+    metavar="NAME|FILE.py:CLASS|RUN:SLOT",
     shell_complete=complete_encoders,
-    help="Which encoder; `cli featurize --list` names them. Or one that `cli finetune` tuned, e.g. late-tuned:audio.",
+    help="Which encoder: one of those below; a class of your own, my_encoder.py:MyEncoder or my.module:MyEncoder; or "
+    "one that `cli finetune` tuned, e.g. late-tuned:audio.",
 )
 @project_options
+@code_option
 @click.option("--list", "list_only", is_flag=True, help="List the encoders and leave.")
 @click.option("--as", "save_as", help="Store the feature under this name instead of the encoder's.")
 @click.option("--replace", is_flag=True, help="Write the feature anew, e.g. after changing options.")
@@ -160,45 +168,24 @@ def featurize_command(
       cli featurize --encoder mel_stats
     """
     if list_only:
-        for name in ENCODERS:
+        for name in known_encoders():
             click.echo(name)
         return
     if encoder_name is None:
-        raise click.UsageError(f"Name one: --encoder {' | '.join(ENCODERS)}")
-    from featurize.encoder_options import check_sample_rate, configured_options
-    from featurize.limits import Limits
-    from featurize.pipeline import featurize, open_encoder
+        raise click.UsageError(f"Name one: --encoder {' | '.join(known_encoders())}")
+    from featurize.api import choose_encoder, featurize
     from featurize.progress import progress_bar
-    from featurize.trained import open_tuned
 
     store = project.open_store()
-    if ":" in encoder_name:
-        encoder, tuned = open_tuned(encoder_name, parse_options(option_pairs))
-        save_as = save_as or tuned
-    else:
-        options = {**configured_options(project.config, encoder_name), **parse_options(option_pairs)}
-        encoder = open_encoder(encoder_name, options, trained=project.trained_encoders)
-    check_sample_rate(project.config, encoder)
-    workers = os.cpu_count() or 1 if workers is None else workers
-    split_name = split_name or project.config.split.name
+    encoder, tuned_name = choose_encoder(store, encoder_name, project.config, parse_options(option_pairs))
+    settings |= {"save_as": save_as or tuned_name}
+    settings["workers"] = os.cpu_count() or 1 if workers is None else workers
     if dry_run:
-        _show_plan(
-            project, store, encoder, as_json, save_as=save_as, split_name=split_name, workers=workers, **settings
-        )
+        _show_plan(project, store, encoder, as_json, split_name=split_name or project.config.split.name, **settings)
         return
     try:
         with progress_bar(encoder_name, "segments") as progress:
-            done = featurize(
-                store,
-                project.open_source(store),
-                encoder,
-                save_as=save_as,
-                split_name=split_name,
-                workers=workers,
-                limits=Limits(project.config.preprocessing.row_seconds, project.config.preprocessing.row_gib),
-                progress=progress,
-                **settings,
-            )
+            done = featurize(store, encoder, config=project.config, split=split_name, progress=progress, **settings)
     except KeyboardInterrupt:
         click.echo("Interrupted. What was encoded is stored; the same command goes on from there.", err=True)
         raise SystemExit(130) from None
@@ -258,30 +245,25 @@ def _show_plan(project: Project, store: Any, encoder: Any, as_json: bool, **sett
     click.echo(f"  {size(found.n_bytes)} in the store. Nothing was written.")
 
 
-def first_split(project: Project, store: Any, say: Any) -> str | None:
-    """The split that the configuration names, made where the store has none; `None` where there can be none."""
-    from featurize.errors import SplitError
-
+def tell_splits(project: Project, store: Any, first: tuple[list[Any], str | None], say: Any) -> str | None:
+    """Say what `featurize.splits.first_split` has made. Returns the name of the project's split, where it is there."""
     name: str = project.config.split.name
-    if store.splits():
-        return name if name in store.splits() else None
-    try:
-        for line in _make_splits(project, store, {}, False):
+    splits, why_none = first
+    if splits:
+        for line in _split_lines(splits, store, project.config.split):
             say(line)
-    except SplitError as error:
-        say(f"No split yet: {error}")
+    if why_none is not None:
+        say(f"No split yet: {why_none}")
         return None
-    return name
+    return name if splits or name in store.splits() else None
 
 
 def _make_splits(project: Project, store: Any, given: dict[str, Any], replace: bool) -> list[str]:
-    import numpy as np
     from pydantic import ValidationError
 
     from featurize.config import SplitConfig
     from featurize.errors import SplitError
-    from featurize.splits import large_groups, write_splits
-    from stores.store import Part
+    from featurize.splits import write_splits
 
     try:
         config = SplitConfig(**{**project.config.split.model_dump(), **given})
@@ -289,9 +271,18 @@ def _make_splits(project: Project, store: Any, given: dict[str, Any], replace: b
         mistake = error.errors()[0]
         where = ".".join(str(part) for part in mistake["loc"])
         raise SplitError(f"{where} {mistake['msg']}.".strip()) from error
+    return _split_lines(write_splits(store, config, list(project.config.model.targets), replace=replace), store, config)
+
+
+def _split_lines(splits: list[Any], store: Any, config: Any) -> list[str]:
+    import numpy as np
+
+    from featurize.splits import large_groups
+    from stores.store import Part
+
     groups = store.groups
     lines = []
-    for split in write_splits(store, config, list(project.config.model.targets), replace=replace):
+    for split in splits:
         sizes = ", ".join(
             f"{part.name.lower()} {len(rows):,} ({len(np.unique(groups[rows])):,} groups)"
             for part in (Part.TRAIN, Part.VAL, Part.TEST)

@@ -80,7 +80,7 @@ def plan(
     sample = _sample(rows, wanted)
     cost = measure(encoder, sample, n_frames=frames, most=batch_size) if sample else None
     seconds = None if cost is None else cost.seconds(len(wanted), workers) + fitting
-    status = feature.status() if feature is not None else np.full(store.n_segments, Status.PENDING)
+    status = feature.status if feature is not None else np.full(store.n_segments, Status.PENDING)
     return Plan(
         feature=name,
         width=encoder.width,
@@ -101,8 +101,8 @@ def _outcomes(
     n_rows: int, rows: StoreRows, feature: Feature | None, retry_failed: bool, progress: Progress | None
 ) -> tuple[Counter[str], list[int]]:
     """How many rows would be what, and which must be encoded: one for each different input (as `featurize.extract`)."""
-    status = feature.status() if feature is not None else np.zeros(n_rows, np.uint8)
-    hashes = [row.tobytes() for row in feature.input_hashes()] if feature is not None else [b""] * n_rows
+    status = feature.status if feature is not None else np.zeros(n_rows, np.uint8)
+    hashes = [row.tobytes() for row in feature.read_input_hashes()] if feature is not None else [b""] * n_rows
     stands = {Status.PRESENT, Status.ABSENT} | (set() if retry_failed else {Status.FAILED})
     known = {hashes[row] for row in np.flatnonzero(status == Status.PRESENT)}
     outcomes: Counter[str] = Counter()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from featurize.encoders.base import Batch, Encoded, Encoder, Item
+from featurize.encoders.check import check_output
 from featurize.encoders.windows import pool_frames
 from featurize.errors import ConfigError
 
@@ -162,6 +163,7 @@ def launch(encoder: Encoder, batch: Batch, n_frames: int = 0) -> Launched:
     """Encode one batch; with `n_frames` > 0 its frames too, time-pooled to at most so many."""
     encoder.with_frames = n_frames > 0
     encoded: Encoded = run(encoder, batch)
+    check_output(encoder, encoded)
     if not n_frames:
         return Launched(encoded.pooled)
     assert encoded.frames is not None and encoded.frame_mask is not None

@@ -28,3 +28,7 @@ class SourceError(TriadError):
 
 class SplitError(TriadError):
     """A split that cannot be made, or does not fit the store."""
+
+
+class CodeNotAllowed(ConfigError):
+    """A file names code that its user has not named: it is not imported."""

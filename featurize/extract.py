@@ -28,6 +28,7 @@ from featurize.encode import Lanes, Launched, Sender, Sent, batches, casts_kept,
 from featurize.encoders.base import Encoder, Item
 from featurize.limits import DEFAULT_LIMITS, Limits
 from featurize.workers import Failure, Preparer
+from stores.errors import TriadError
 from stores.feature import Feature, Status
 
 SAVE_EVERY_SECONDS = 10.0  # at most this much work is lost; a write costs milliseconds
@@ -93,7 +94,7 @@ def extract(
         finally:  # also when interrupted: what is settled is worth keeping, and the rest is still pending
             for work in begun:
                 behind(work.write)
-    status = feature.status()
+    status = feature.status
     done.rows = len(status)
     done.present, done.absent, done.failed = (
         int((status == kind).sum()) for kind in (Status.PRESENT, Status.ABSENT, Status.FAILED)
@@ -151,6 +152,8 @@ def _encode(encoder: Encoder, batch: _Batch, n_frames: int) -> list[Launched | F
             return [Failure("out of memory with this row alone")]
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+    except TriadError:  # a mistake of the encoder's, and the same for every row
+        raise
     except Exception as error:
         if len(batch.rows) == 1:
             return [Failure(f"{type(error).__name__}: {error}".splitlines()[0])]

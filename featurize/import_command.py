@@ -60,13 +60,15 @@ def import_command(
     Example:
       cli import training_data_with_embeddings.parquet
     """
-    from featurize.commands import first_split
+    from featurize.commands import tell_splits
     from featurize.import_vectors import add_features, check_new_store, choose_columns, make_store
     from featurize.sources.table import listed
     from featurize.sources.vectors import open_vectors
+    from featurize.splits import first_split
     from stores.backends import is_there
 
     say = _silent if as_json else click.echo
+    first = (project.config.split, list(project.config.model.targets))
     result: dict[str, Any] = {"store": str(project.store_path)}
     names = [_pairs(*given) for given in (("--column", columns), ("--flag", flags), ("--made-by", made_by))]
     with ExitStack() as exits:
@@ -78,7 +80,7 @@ def import_command(
             result |= {"created": False, "segments": store.n_segments}
             say(f"{project.store_path}: {store.n_segments:,} segments")
             if not store.splits():  # the import that made the store was killed before it came to this
-                result["split"] = first_split(project, store, say)
+                result["split"] = tell_splits(project, store, first_split(store, *first), say)
         else:
             say(f"There is no store at {project.store_path} yet; {wanted[0].file.path} makes one.")
             found = check_new_store(wanted, project.config.data, project.config.model.targets)
@@ -89,7 +91,7 @@ def import_command(
             result |= {"created": True, "segments": store.n_segments, "groups": n_groups, "labels": list(found.labels)}
             say(f"Wrote {project.store_path}: {store.n_segments:,} segments in {n_groups:,} groups.")
             say(f"  labels: {listed(list(found.labels)) or 'none'}")
-            result["split"] = first_split(project, store, say)
+            result["split"] = tell_splits(project, store, first_split(store, *first), say)
     result["features"] = [_facts(one) for one in imported]
     if as_json:
         click.echo(json.dumps(result, indent=2))

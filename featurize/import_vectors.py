@@ -25,7 +25,7 @@ import numpy as np
 
 from featurize.config import DataConfig, TargetConfig
 from featurize.errors import ConfigError, SourceError
-from featurize.ingest import Ingest, check_source, describe_source, refuse_errors
+from featurize.ingestion import Ingest, check_source, describe_source, refuse_errors
 from featurize.segments import DIGEST_BYTES
 from featurize.sources.table import listed
 from featurize.sources.vectors import SUFFIX, VectorFile, open_segments
@@ -212,7 +212,7 @@ class _Column:
             for at in np.flatnonzero(present):
                 hashes[at] = np.frombuffer(hashlib.blake2b(vectors[at], digest_size=DIGEST_BYTES).digest(), np.uint8)
             status = np.where(present, Status.PRESENT, Status.ABSENT).astype(np.uint8)
-            if (feature.status(chunk) == status).all() and (feature.input_hashes(chunk) == hashes).all():
+            if (feature.read_status(chunk) == status).all() and (feature.read_input_hashes(chunk) == hashes).all():
                 continue
             self._unchanged = False
             feature.write_chunk(chunk, np.array(chunk), vectors, status, hashes, [""] * len(chunk))

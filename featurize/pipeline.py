@@ -21,12 +21,13 @@ from featurize.project import StoreRows
 from featurize.segments import UnreadableInput
 from featurize.sources import Source
 from featurize.trained import load_trained
+from stores.card import Card
 from stores.feature import Feature
 from stores.repair import mark_damaged_pending
 from stores.store import Part, Split, Store
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Featurized:
     """What `featurize` has done, and the feature as it now stands."""
 
@@ -36,6 +37,21 @@ class Featurized:
     new_rows: int  # segments of the source that the store does not know
     repaired: list[range]  # the rows of chunks that were damaged, with `repair`
     audit: Audit | None
+
+    def card(self) -> Card:
+        e = self.extraction
+        facts = [
+            ("segments", f"{e.present:,} present, {e.absent:,} absent, {e.failed:,} failed of {e.rows:,}"),
+            ("this time", f"{e.encoded:,} encoded, {e.copied:,} copied from equal inputs, {e.unchanged:,} unchanged"),
+            ("vectors", f"{self.feature.dtype} ({self.feature.n_segments:,}, {self.feature.width:,})"),
+        ]
+        return Card(f"Feature {self.feature.name}, written in {e.seconds:.1f} s", facts)
+
+    def __repr__(self) -> str:
+        return self.card().text()
+
+    def _repr_html_(self) -> str:
+        return self.card().html()
 
 
 def featurize(
@@ -109,11 +125,12 @@ def featurize(
 
 def open_encoder(name: str, options: Mapping[str, Any] | None = None, *, trained: Path = Path("encoders")) -> Encoder:
     """The encoder `name`, ready but for fitting. One that must be trained is taken from `pretrained_model`, a folder,
-    or from `trained/name`, where `cli train-encoder` leaves it."""
+    or from its folder in `trained`, where `cli train-encoder` leaves it."""
     options = dict(options or {})
-    if not encoder_class(name).must_train:
+    cls = encoder_class(name)
+    if not cls.must_train:
         return build_encoder(name, options)
-    return load_trained(Path(options.pop("pretrained_model", trained / name)), name, options)
+    return load_trained(Path(options.pop("pretrained_model", trained / cls.name)), name, options)
 
 
 def ids_sha256(ids: np.ndarray) -> str:

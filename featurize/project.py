@@ -16,6 +16,7 @@ from featurize.errors import SourceError
 from featurize.segments import Raw, RawMidi
 from featurize.sources import Source, open_source
 from featurize.sources.vectors import LAYOUT
+from featurize.user_code import allow_code
 from stores import open_store
 from stores.commands import store_option
 from stores.store import Store
@@ -72,6 +73,21 @@ def project_options(command: Callable[..., Any]) -> Callable[..., Any]:
         default=None,
         help="Configuration file; config.yaml in this folder where there is one.",
     )(with_settings)
+
+
+def _allow(_context: click.Context, _parameter: click.Parameter, named: tuple[str, ...]) -> None:
+    for name in named:
+        allow_code(name)
+
+
+code_option = click.option(
+    "--allow-code",
+    multiple=True,
+    metavar="MODULE|FILE.py",
+    expose_value=False,
+    callback=_allow,
+    help="Code of an encoder or fusion that a file names, and that you trust; repeatable.",
+)
 
 
 class StoreRows:

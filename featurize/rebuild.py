@@ -12,6 +12,7 @@ What was built is believed only where its own record is the same again.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from featurize.encode import set_up
-from featurize.encoders import ENCODERS, build_encoder, encoder_class
+from featurize.encoders import build_encoder, encoder_class, known_encoders, name_in
 from featurize.encoders.base import Encoder
-from featurize.errors import ConfigError
+from featurize.errors import CodeNotAllowed, ConfigError, UnknownName
 from featurize.trained import WEIGHTS, is_trained, load_trained
 from stores.record import Record, differences, fingerprint
 
@@ -52,21 +53,24 @@ def rebuild_encoder(
 def _build(
     feature: str, record: Record, state: Mapping[str, np.ndarray], place: Path | None, searched: Sequence[Path]
 ) -> Encoder:
-    name, weights = str(record["encoder"]), dict(record["weights"])
-    if name not in ENCODERS:
+    name, weights = name_in(record), dict(record["weights"])
+    try:
+        cls = encoder_class(name)
+    except UnknownName as error:
         raise ConfigError(
             f"{feature} was made by {name}, which is no encoder here: it cannot encode anything new. Known: "
-            f"{', '.join(ENCODERS)}."
-        )
+            f"{', '.join(known_encoders())}."
+        ) from error
+    except CodeNotAllowed as error:
+        raise CodeNotAllowed(f"{feature}: {error}") from error
     if place is not None and not place.exists():
         raise ConfigError(f"{feature}: there is nothing at {place}.")
-    cls = encoder_class(name)
     if place is not None and is_trained(place):
         return load_trained(place, name, {})
     if cls.must_train:
         return load_trained(place, name, {}) if place is not None else _find_trained(feature, record, searched)
     options = cls.options_of(record["parameters"])
-    if not cls.must_fit and weights:
+    if not cls.must_fit and weights and "pretrained_model" in inspect.signature(cls).parameters:
         options["pretrained_model"] = str(place or weights["source"])
         if place is None and "revision" in weights:
             options["revision"] = weights["revision"]
@@ -95,7 +99,7 @@ def _build_pretrained(feature: str, name: str, options: Mapping[str, Any], *, gi
 
 def _find_trained(feature: str, record: Record, searched: Sequence[Path]) -> Encoder:
     """The trained encoder with the record's weights, whatever its folder is called."""
-    name, wanted = str(record["encoder"]), record["weights"].get("sha256")
+    name, wanted = name_in(record), record["weights"].get("sha256")
     for parent in searched:
         for path in sorted(parent.glob(f"*/{WEIGHTS}")):
             try:
@@ -121,6 +125,8 @@ def _check_same(feature: str, stored: Record, found: Record, allow_other_version
     shown = "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "")
     if all(change.startswith("libraries.") for change in changes):
         remedy = "Install these versions, or accept the ones there are with --allow-other-versions."
+    elif any(change.startswith("code.") for change in changes):
+        remedy = "Put its file back as it was, or write the feature anew: cli featurize --replace"
     else:
         remedy = f"Say where the encoder is that wrote it: --encoder {feature.partition('/')[0]}=FOLDER"
     raise ConfigError(f"{feature}: the encoder built here is not the one that wrote it ({shown}).\n{remedy}")

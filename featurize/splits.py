@@ -77,6 +77,16 @@ def write_splits(
     return splits
 
 
+def first_split(store: Store, config: SplitConfig, targets: list[TargetConfig]) -> tuple[list[Split], str | None]:
+    """The splits of `config` where the store has none yet; or why they cannot be made."""
+    if store.splits():
+        return [], None
+    try:
+        return write_splits(store, config, targets), None
+    except SplitError as error:
+        return [], str(error)
+
+
 def large_groups(groups: np.ndarray, config: SplitConfig) -> list[str]:
     """A note where one group alone is larger than the smallest part was to be: it stays whole, and parts are uneven.
 

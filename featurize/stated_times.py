@@ -52,9 +52,9 @@ class Finding:
     is_harmless: bool = False
 
 
-def compare_times(source: Source, presence: dict[str, np.ndarray]) -> list[Finding]:
-    """What does not fit. presence: bool (N,) for each modality."""
-    lengths = dict(_audio_lengths(source, presence))
+def compare_times(source: Source, presence: dict[str, np.ndarray], workers: int = 1) -> list[Finding]:
+    """What does not fit. presence: bool (N,) for each modality. workers: processes that read media; 0 for this one."""
+    lengths = dict(_audio_lengths(source, presence, workers))
     stated = source.end_seconds - source.start_seconds
     beyond: dict[int, str] = {}
     unequal: dict[int, str] = {}
@@ -67,7 +67,7 @@ def compare_times(source: Source, presence: dict[str, np.ndarray]) -> list[Findi
             beyond[row] = f"{start or 0:g} to {end:g} s of {seconds:.1f} s"
         elif end is None and abs(seconds - stated[row]) > TOLERANCE_SECONDS:
             unequal[row] = f"{seconds:.1f} s, stated {stated[row]:.1f} s"
-    for row, (last_onset, offset) in _midi_times(source, presence):
+    for row, (last_onset, offset) in _midi_times(source, presence, workers):
         start, end = source.span(row, "midi")
         expected = stated[row] if not np.isnan(stated[row]) else lengths.get(row, np.nan)
         if end is None and last_onset > expected + TOLERANCE_SECONDS:
@@ -80,7 +80,7 @@ def compare_times(source: Source, presence: dict[str, np.ndarray]) -> list[Findi
             other_start[row] = f"{shift:+.3f} s"
     apart: dict[int, str] = {}
     shifted: dict[int, str] = {}
-    for row, (verdict, offset, reason) in _measured(source, presence, lengths):
+    for row, (verdict, offset, reason) in _measured(source, presence, lengths, workers):
         if verdict == "apart":
             apart[row] = reason
         elif verdict == "together" and abs(offset) >= NOTABLE_SECONDS:
@@ -114,8 +114,8 @@ def _spread(rows: np.ndarray, most: int) -> np.ndarray:
     return rows[:: max(1, -(-len(rows) // most))]
 
 
-def _audio_lengths(source: Source, presence: dict[str, np.ndarray]) -> Iterator[tuple[int, float]]:
-    with Preparer(_AudioSeconds(), workers=1, limits=LIMITS) as preparer:
+def _audio_lengths(source: Source, presence: dict[str, np.ndarray], workers: int) -> Iterator[tuple[int, float]]:
+    with Preparer(_AudioSeconds(), workers=workers, limits=LIMITS) as preparer:
         for row, seconds in preparer.run(_sample(source, "audio", presence)):
             if isinstance(seconds, float):
                 yield row, seconds
@@ -133,9 +133,11 @@ class _AudioSeconds:
         return float(soundfile.info(raw.path).duration)  # what is no audio raises, and `featurize` says so row by row
 
 
-def _midi_times(source: Source, presence: dict[str, np.ndarray]) -> Iterator[tuple[int, tuple[float, float | None]]]:
+def _midi_times(
+    source: Source, presence: dict[str, np.ndarray], workers: int
+) -> Iterator[tuple[int, tuple[float, float | None]]]:
     """Of each file that can be read: when its last note begins, and its SMPTE offset, in seconds."""
-    with Preparer(_MidiTimes(), workers=1, limits=LIMITS) as preparer:
+    with Preparer(_MidiTimes(), workers=workers, limits=LIMITS) as preparer:
         for row, found in preparer.run(_sample(source, "midi", presence)):
             if not isinstance(found, Failure):
                 yield row, found
@@ -158,7 +160,7 @@ class _MidiTimes:
 
 
 def _measured(
-    source: Source, presence: dict[str, np.ndarray], lengths: dict[int, float]
+    source: Source, presence: dict[str, np.ndarray], lengths: dict[int, float], workers: int
 ) -> Iterator[tuple[int, tuple[str, float, str]]]:
     """For a few pairs: the verdict, the offset in seconds, and the reason (`featurize.alignment`)."""
     seconds = source.end_seconds - source.start_seconds
@@ -176,7 +178,7 @@ def _measured(
             if isinstance(audio, RawAudio) and isinstance(midi, RawMidi):
                 yield row, (audio, midi)
 
-    with Preparer(Measure(2.0), workers=1, limits=LIMITS) as preparer:
+    with Preparer(Measure(2.0), workers=workers, limits=LIMITS) as preparer:
         for row, found in preparer.run(pairs()):
             if not isinstance(found, Failure):
                 verdict, offset, _, _, reason = found

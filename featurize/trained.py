@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import nn
 
-from featurize.encoders import build_encoder
+from featurize.encoders import build_encoder, encoder_class, name_of
 from featurize.encoders.base import Encoder
 from featurize.errors import ConfigError
 from stores.record import Record
@@ -39,7 +39,7 @@ def save_trained(
     loaded_from: what the record will say of the weights, beside their SHA-256.
     """
     facts = {
-        "encoder": encoder.name,
+        "encoder": name_of(encoder),
         "options": dict(options),
         "trained_on": dict(encoder.trained_on or {}),
         "loaded_from": dict(loaded_from),
@@ -113,15 +113,21 @@ def open_tuned(run_and_slot: str, options: Mapping[str, Any]) -> tuple[Encoder, 
     RUN: a folder, or a name in `runs/`. Raises `ConfigError` where it has none for this slot.
     """
     run, _, slot = run_and_slot.rpartition(":")
-    for folder in (Path(run), Path("runs") / run):
+    for folder in _folders_of(run):
         path = folder / TUNED / slot
         if slot and (path / WEIGHTS).is_file():
             name = str(_read(path / WEIGHTS)[0]["encoder"])
-            return load_trained(path, name, options), tuned_name(name, folder.resolve().name)
-    paths = [path for folder in (Path(run), Path("runs") / run) for path in folder.glob(f"{TUNED}/*/{WEIGHTS}")]
+            return load_trained(path, name, options), tuned_name(encoder_class(name).name, folder.resolve().name)
+    paths = [path for folder in _folders_of(run) for path in folder.glob(f"{TUNED}/*/{WEIGHTS}")]
     tuned = [path.parent.name for path in paths]
     has = f"it has {', '.join(sorted(tuned))}" if tuned else "nor any other"
     raise ConfigError(f"Run {run} has no tuned encoder for {slot or 'no slot'}; {has}. cli finetune makes them.")
+
+
+def has_tuned(run_and_slot: str) -> bool:
+    """Whether `RUN:slot` names a run that is there, whatever it has."""
+    run = run_and_slot.rpartition(":")[0]
+    return any((folder / "metrics.json").is_file() or (folder / TUNED).is_dir() for folder in _folders_of(run))
 
 
 def find_tuned(record: Record, runs: Path) -> Path | None:
@@ -132,6 +138,10 @@ def find_tuned(record: Record, runs: Path) -> Path | None:
         if all(found[key] == record[key] for key in ("encoder", "weights", "trained_on")):
             return path.parent
     return None
+
+
+def _folders_of(run: str) -> tuple[Path, Path]:
+    return Path(run), Path("runs") / run
 
 
 def tuned_name(encoder_name: str, run_name: str) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featurize.project import Project, project_options
+from featurize.project import Project, code_option, project_options
 from fusion.completion import complete_fusion_list
 from fusion.options import feature_option, show_trackers, target_option, track_option
 from fusion.table import interval_text, model_label, value_text
@@ -24,19 +24,20 @@ LINEAR = "logistic regression"  # as in `fusion.shapley`, which would import tor
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from fusion.ablate import Progress
+    from fusion.ablation import Progress
     from fusion.shapley import Cell, Model
 
 
 @click.command("ablate")
 @project_options
+@code_option
 @click.option(
     "--fusion",
     "fusions",
     default="all",
     show_default=True,
     shell_complete=complete_fusion_list,
-    help="all, or a list such as late,gated.",
+    help="all, or a list such as late,gated; of your own classes, too: my_fusion.py:MyFusion.",
 )
 @click.option("--slots", default="all", show_default=True, help="all subsets of slots, or a list: text+audio,text.")
 @click.option("--seeds", type=click.IntRange(1), help="How many seeds to train. [default: training.seeds, 3]")
@@ -79,20 +80,29 @@ def ablate_command(
     Example:
       cli ablate --fusion late,gated --slots all --seeds 5
     """
-    from fusion.ablate import ablate
-    from fusion.commands import _with_options
+    from fusion.api import ablate, named_fusions, named_subsets
+    from fusion.settings import settings
     from fusion.tracking import open_trackers
 
     trackers = open_trackers(tracker_names)
-    fit_options = {"strategy": None, "slots": None, "seeds": seeds, "target_names": target_names, "features": features}
-    config = _with_options(project.config, fit_options)
-    options["fusions"] = None if fusions == "all" else _names(fusions, ",")
-    options["subsets"] = None if slots == "all" else [_names(subset, "+") for subset in _names(slots, ",")]
+    config = settings(project.config, target=target_names, features=features, seeds=seeds)
+    named = named_fusions(fusions)
+    subsets = named_subsets(slots)
     if dry_run:
-        _show_plan(project, config, options, as_json)
+        _show_plan(project, config, {**options, "fusions": named, "subsets": subsets}, as_json)
         return
+    options["split"] = options.pop("split_name")
+    store = project.open_store()
     with _live_table() as progress:
-        found = ablate(project.open_store(), config, progress=progress, trackers=trackers, **options)
+        found = ablate(
+            store,
+            config=config,
+            fusions="all" if named is None else named,
+            subsets="all" if subsets is None else subsets,
+            progress=progress,
+            track=trackers,
+            **options,
+        )
     if as_json:
         click.echo(json.dumps(found.metrics, indent=2))
         return
@@ -125,7 +135,7 @@ def _show_plan(project: Project, config: Any, options: dict[str, Any], as_json: 
 
 def fit_line(metrics: Mapping[str, Any], config: Any, options: Mapping[str, Any]) -> str:
     """The `cli fit` that trains the first target's best configuration. options: what `cli ablate` was given."""
-    from fusion.ablate import options_for
+    from fusion.ablation import options_for
 
     best = next(iter(metrics["targets"].values()))["best"]
     overrides = list(options["overrides"])
@@ -234,10 +244,6 @@ def _signed(value: float | None) -> str:
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     return ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-
-
-def _names(text: str, separator: str) -> list[str]:
-    return [name.strip() for name in text.split(separator) if name.strip()]
 
 
 @contextmanager

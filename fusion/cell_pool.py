@@ -13,6 +13,7 @@ from typing import Protocol
 
 from pebble import ProcessPool
 
+from featurize.user_code import allow_code, allowed_code
 from fusion.shapley import Cell
 from fusion.shared_tensors import pickled
 from stores.errors import TriadError
@@ -34,7 +35,8 @@ def run_cells(cells: Runs, missing: Sequence[Cell], workers: int) -> Iterator[Ce
         return
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         copied = pickled(cells, Path(folder))
-        pool = ProcessPool(workers, context=get_context("spawn"), initializer=_adopt_cells, initargs=(copied,))
+        given = (copied, allowed_code())
+        pool = ProcessPool(workers, context=get_context("spawn"), initializer=_adopt_cells, initargs=given)
         try:
             for future in as_completed([pool.schedule(_run_in_worker, args=(cell,)) for cell in missing]):
                 cell, mistake = future.result()
@@ -49,8 +51,10 @@ def run_cells(cells: Runs, missing: Sequence[Cell], workers: int) -> Iterator[Ce
 _cells: Runs  # of this worker process
 
 
-def _adopt_cells(copied: bytes) -> None:
+def _adopt_cells(copied: bytes, code: Sequence[str]) -> None:
     global _cells
+    for module in code:  # its user has named it in the process that started this one
+        allow_code(module)
     _cells = pickle.loads(copied)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from featurize.commands import complete_encoders
-from featurize.project import Project, project_options
+from featurize.project import Project, code_option, project_options
 from fusion.completion import complete_fusions
 from fusion.options import feature_option, show_trackers, target_option, track_option
 from stores.completion import complete_splits
@@ -20,7 +20,12 @@ FEW_GROUPS = 30  # below this a bootstrap over groups is rough
 
 @click.command("train-encoder")
 @click.option(
-    "--encoder", "encoder_name", required=True, shell_complete=complete_encoders, help="Which encoder, e.g. mel_cnn."
+    "--encoder",
+    "encoder_name",
+    metavar="NAME|FILE.py:CLASS",
+    required=True,
+    shell_complete=complete_encoders,
+    help="Which encoder, e.g. mel_cnn, or a class of your own.",
 )
 @project_options
 @target_option
@@ -74,25 +79,27 @@ def train_encoder_command(
     """
     from featurize.commands import parse_options
     from featurize.encoder_options import configured_options
-    from featurize.encoders import encoder_class
+    from featurize.encoders import USER_ENCODERS, encoder_class
     from featurize.progress import named_progress
     from featurize.project import StoreRows
     from fusion.runs import check_name
+    from fusion.settings import settings
     from fusion.table import encoder_lines
     from fusion.tracking import open_trackers
     from fusion.train_encoder import augmentation_of, train_encoder
 
     trackers = open_trackers(tracker_names)
+    encoder_name = USER_ENCODERS.use(encoder_name)
     cls = encoder_class(encoder_name)
     options = {**configured_options(project.config, encoder_name), **parse_options(option_pairs)}
     options.pop("pretrained_model", None)  # where featurize finds it afterwards
-    name = check_name(project.trained_encoders, name or encoder_name, overwrite)
+    name = check_name(project.trained_encoders, name or cls.name, overwrite)
     store = project.open_store()
     with named_progress("train-encoder") as progress:
         trained = train_encoder(
             store,
             StoreRows(store, project.open_source(store), cls.modality),
-            _with_objective(_with_targets(project.config, target_names), objective),
+            _with_objective(settings(project.config, target=target_names), objective),
             encoder_name,
             options,
             folder=project.trained_encoders / name,
@@ -109,18 +116,20 @@ def train_encoder_command(
         click.echo(json.dumps(trained.metrics, indent=2))
         return
     click.echo("\n".join(encoder_lines(trained.metrics)))
-    where = "" if name == encoder_name else f" --option pretrained_model={trained.folder} --as {name}"
+    where = "" if name == cls.name else f" --option pretrained_model={trained.folder} --as {name}"
     click.echo(f"\nEncoder: {trained.folder}   Next: cli featurize --encoder {encoder_name}{where}")
     show_trackers(trackers)
 
 
 @click.command("fit")
 @project_options
+@code_option
 @click.option(
     "--fusion",
-    "strategy",
+    metavar="NAME|FILE.py:CLASS",
     shell_complete=complete_fusions,
-    help="late (default), gated, early, cross_attention, bottleneck or low_rank.",
+    help="late (default), gated, early, cross_attention, bottleneck or low_rank; or a class of your own, "
+    "my_fusion.py:MyFusion or my.module:MyFusion.",
 )
 @target_option
 @click.option("--slots", help="Which slots to use, e.g. text,audio. [default: all that have a feature]")
@@ -155,21 +164,40 @@ def fit_command(project: Project, as_json: bool, dry_run: bool, runs: Path, plai
       cli fit --fusion gated
     """
     from featurize.progress import progress_bar
-    from fusion.fit import fit
+    from fusion.api import fit
     from fusion.report_parts import PLAIN, ReportParts
+    from fusion.settings import settings
     from fusion.table import result_lines
     from fusion.tracking import open_trackers
 
     trackers = open_trackers(options["tracker_names"])
-    config = _with_options(project.config, options)
-    names = ("name", "split_name", "with_baselines", "overwrite", "allow_pending", "allow_leak")
-    settings = {"runs": runs, **{key: options[key] for key in names}}
+    config = settings(
+        project.config,
+        fusion=options["fusion"],
+        target=options["target_names"],
+        slots=options["slots"],
+        features=options["features"],
+        seeds=options["seeds"],
+        stream=options["stream"],
+    )
+    same = {key: options[key] for key in ("name", "allow_pending", "allow_leak", "overwrite")} | {"runs": runs}
+    split, baselines = options["split_name"], options["with_baselines"]
     if dry_run:
-        _show_plan(project, config, settings, as_json)
+        _show_plan(project, config, {**same, "split_name": split, "with_baselines": baselines}, as_json)
         return
     with progress_bar("fit", "trainings") as progress:
         report = PLAIN if plain_report else ReportParts()
-        run = fit(project.open_store(), config, progress=progress, report=report, trackers=trackers, **settings)
+        store = project.open_store()
+        run = fit(
+            store,
+            config=config,
+            split=split,
+            baselines=baselines,
+            report=report,
+            progress=progress,
+            track=trackers,
+            **same,
+        )
     if as_json:
         click.echo(json.dumps(run.metrics, indent=2))
         return
@@ -199,40 +227,6 @@ def _show_plan(project: Project, config: Any, settings: dict[str, Any], as_json:
     click.echo(f"  {size(plan.n_bytes)} of weights. Nothing was written.")
 
 
-def _with_options(config: Any, options: dict[str, Any]) -> Any:
-    """The configuration with a command's own options over it."""
-    from fusion.config import validated
-
-    values = config.model_dump(mode="python")
-    fusion, training = values["model"]["fusion"], values["training"]
-    if options["strategy"]:
-        fusion["strategy"] = options["strategy"]
-    if options["slots"]:
-        fusion["slots"] = [slot.strip() for slot in options["slots"].split(",") if slot.strip()]
-    for feature in options["features"]:
-        slot, slash, name = feature.partition("/")
-        if not slash:
-            raise click.UsageError(f"--feature takes SLOT/NAME, e.g. audio/mel_stats, not {feature!r}.")
-        fusion["features"] = {**fusion["features"], slot: name}
-    if options["seeds"]:
-        training["seeds"] = list(range(options["seeds"]))
-    if options.get("stream") is not None:
-        training["stream"] = options["stream"]
-    return _with_targets(validated(values, "the options"), options["target_names"])
-
-
-def _with_targets(config: Any, names: tuple[str, ...]) -> Any:
-    """The configuration with the targets that `--target` names, where it names any."""
-    from fusion.config import validated
-
-    if not names:
-        return config
-    values = config.model_dump(mode="python")
-    configured = {target.name: target for target in config.model.targets}
-    values["model"]["targets"] = [_target(text, configured) for text in names]
-    return validated(values, "the options")
-
-
 def _with_objective(config: Any, objective: str | None) -> Any:
     """The configuration with the objective that `--objective` names, where it names one."""
     from fusion.config import validated
@@ -242,12 +236,3 @@ def _with_objective(config: Any, objective: str | None) -> Any:
     values = config.model_dump(mode="python")
     values["encoder_training"]["objective"] = objective
     return validated(values, "the options")
-
-
-def _target(text: str, configured: dict[str, Any]) -> dict[str, Any]:
-    """`mood`, as configured where it is; or `mood:categorical`."""
-    name, colon, kind = text.rpartition(":")
-    if not colon:
-        name, kind = text, ""
-    values: dict[str, Any] = configured[name].model_dump() if name in configured else {"name": name}
-    return values | ({"kind": kind} if kind else {})

@@ -7,18 +7,18 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
-from fusion.config import FUSION_NAMES
+from fusion.known_fusions import known_fusions
 from stores.completion import last_of_list, starting_with
 
 
 def complete_fusions(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
     """Fusions, for the Tab key."""
-    return starting_with(incomplete, FUSION_NAMES)
+    return starting_with(incomplete, known_fusions())
 
 
 def complete_fusion_list(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
     """`all`, or the last name of a list such as late,ga."""
-    return last_of_list(incomplete, FUSION_NAMES if "," in incomplete else [*FUSION_NAMES, "all"])
+    return last_of_list(incomplete, known_fusions() if "," in incomplete else [*known_fusions(), "all"])
 
 
 def complete_runs(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -6,19 +6,18 @@ Priority, rising: defaults, the YAML file, `--set key=value`, a command's own op
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from pathlib import Path
-from reprlib import Repr
 from typing import Any, ClassVar, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
+from featurize import config_reading
 from featurize.bounded_yaml import read_yaml
 from featurize.config import FeaturizeConfig, ModelEncodersConfig, Section, Seed, Width
+from featurize.config_reading import file_in_force, read_file
 from featurize.errors import ConfigError
 
-DEFAULT_PATH = Path("config.yaml")
 FUSION_NAMES = ("late", "early", "cross_attention", "gated", "bottleneck", "low_rank")  # as in `fusion.modules`
 
 # Far beyond use: what is larger is a slip, and would fill the memory before it failed
@@ -29,9 +28,6 @@ Stream = bool | Literal["auto"]
 LR = "Learning rate."
 WEIGHT_DECAY = "Pull towards zero, apart from the gradient (AdamW)."
 BATCH = "Segments a step."
-
-_brief = Repr()
-_brief.maxstring = _brief.maxother = _brief.maxlong = 100
 
 
 class FusionConfig(Section):
@@ -219,11 +215,6 @@ def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Conf
     return validated(values, str(path or "the options"))
 
 
-def file_in_force(path: Path | None) -> Path | None:
-    """The file that is named, else `config.yaml` in this folder, where there is one."""
-    return DEFAULT_PATH if path is None and DEFAULT_PATH.is_file() else path
-
-
 def key_of(override: str) -> str:
     """`training.lr` of `training.lr=3e-4`. Raises `ConfigError` where it has no key or no value."""
     key, equals, _ = override.partition("=")
@@ -234,31 +225,12 @@ def key_of(override: str) -> str:
 
 def validated(values: Mapping[str, Any], origin: str) -> Config:
     """A `Config` from plain values. Raises `ConfigError` with one line for each mistake."""
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        lines = [_explain(dict(mistake)) for mistake in error.errors()]
-        raise ConfigError(f"{origin}: " + "\n".join(lines[:5])) from error
+    return config_reading.validated(values, origin, Config)
 
 
 def dump_yaml(config: Config) -> str:
     """The configuration as YAML that `load_config` reads back."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def read_file(path: Path) -> dict[str, Any]:
-    """What a file says, unchecked. Raises `ConfigError` where it is no YAML mapping."""
-    try:
-        values = read_yaml(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"Cannot read configuration {path}: {error.strerror}.") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2024-13-45
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds a {type(values).__name__}; a configuration is a mapping of sections.")
-    return values
 
 
 def _scalar(text: str) -> Any:
@@ -283,30 +255,3 @@ def _put(values: dict[str, Any], key: str, value: Any, override: str) -> None:
         if not isinstance(values, dict):
             raise ConfigError(f"--set {override}: {section} is a value, not a section.")
     values[last] = value
-
-
-def _explain(mistake: dict[str, Any]) -> str:
-    where = ".".join(str(part)[:100] for part in mistake["loc"])
-    if mistake["type"] == "extra_forbidden":
-        known = _keys_beside(mistake["loc"])
-        near = get_close_matches(str(mistake["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}."
-        return f"unknown key {where!r}; {hint}"
-    try:
-        value = _brief.repr(mistake["input"])
-    except ValueError:  # Python writes no integer of more than 4,300 digits
-        value = "a number of thousands of digits"
-    return f"{where} is {value}: {mistake['msg']}."
-
-
-def _keys_beside(location: tuple[Any, ...]) -> list[str]:
-    section: Any = Config
-    for part in location[:-1]:
-        if isinstance(part, int):
-            continue
-        annotation = section.model_fields[part].annotation
-        arguments = getattr(annotation, "__args__", ())
-        section = next(
-            (a for a in (annotation, *arguments) if isinstance(a, type) and issubclass(a, BaseModel)), Config
-        )
-    return list(section.model_fields)

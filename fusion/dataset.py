@@ -13,7 +13,7 @@ An unknown label is -100 where it would be a class, which `cross_entropy` ignore
 
     loader = DataLoader(data, batch_size=256, shuffle=True, collate_fn=data.collate, num_workers=2)
 
-`fusion.fit` does not come this way: vectors that fit in memory are faster as whole tensors (`fusion.data`).
+`fusion.fitting` does not come this way: vectors that fit in memory are faster as whole tensors (`fusion.data`).
 """
 
 from __future__ import annotations
@@ -114,10 +114,10 @@ class StoredSegments(Segments):
         super().__init__(store, tuple(features), targets, rows)
         found = {slot: store.feature(name) for slot, name in features.items()}
         self.widths = {slot: feature.width for slot, feature in found.items()}
-        present = [is_present(feature, feature.status()[self.rows], allow_pending) for feature in found.values()]
+        present = [is_present(feature, feature.status[self.rows], allow_pending) for feature in found.values()]
         self._present = torch.from_numpy(np.stack(present, axis=1))
         self._vectors: dict[str, Tensor | _LazyVectors] = {
-            slot: _LazyVectors(feature, self.rows) if lazy else torch.from_numpy(feature.vectors()[self.rows])
+            slot: _LazyVectors(feature, self.rows) if lazy else torch.from_numpy(feature.vectors[self.rows])
             for slot, feature in found.items()
         }
 
@@ -270,7 +270,7 @@ class _LazyVectors:
         start = row - row % size
         if start not in self._chunks:
             chunk = range(start, min(start + size, self._feature.n_segments))
-            self._chunks[start] = torch.from_numpy(self._feature.vectors(chunk))
+            self._chunks[start] = torch.from_numpy(self._feature.read_vectors(chunk))
             if len(self._chunks) > CHUNKS_KEPT:
                 self._chunks.popitem(last=False)
         self._chunks.move_to_end(start)

@@ -62,13 +62,13 @@ def demo_command(folder: Path, songs: int, seed: int, workers: int | None, yes: 
         (folder / "config.yaml").write_text(CONFIG, "utf-8")
 
     from featurize.encoders import build_encoder
-    from featurize.ingest import check, write_store
+    from featurize.ingestion import check, write_store
     from featurize.pipeline import featurize
     from featurize.progress import progress_bar
     from featurize.project import open_source_of
     from featurize.splits import write_splits
     from fusion.config import load_config
-    from fusion.fit import fit
+    from fusion.fitting import fit
     from fusion.table import result_lines
 
     config = load_config(folder / "config.yaml", [f"data.path={folder / 'data'}"])

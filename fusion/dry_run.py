@@ -14,11 +14,11 @@ from statistics import median
 
 import numpy as np
 
-from fusion.ablate import open_ablation, options_for
+from fusion.ablation import is_fusion, open_ablation, options_for
 from fusion.config import Config
 from fusion.evaluate import FUSION
-from fusion.fit import PARTS, load_inputs, training_of
-from fusion.modules import FUSIONS
+from fusion.fitting import PARTS, load_inputs, training_of
+from fusion.modules import fusion_class
 from fusion.runs import check_name, free_name
 from fusion.train import Trained
 from fusion.train import train as run_training
@@ -71,8 +71,8 @@ def plan_fit(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> FitPlan:
-    """What `fusion.fit.fit` would train with the same arguments; raises what it would raise beforehand."""
-    name = check_name(runs, name or free_name(runs, config.model.fusion.strategy), overwrite)
+    """What `fusion.fitting.fit` would train with the same arguments; raises what it would raise beforehand."""
+    name = check_name(runs, name or free_name(runs, fusion_class(config.model.fusion.strategy).name), overwrite)
     loaded = load_inputs(store, config, split_name, allow_pending=allow_pending, allow_leak=allow_leak)
     data = loaded.data
     alone = data.slots if with_baselines and len(data.slots) > 1 else ()
@@ -108,7 +108,7 @@ def plan_ablation(
     allow_leak: bool = False,
     progress: Progress | None = None,
 ) -> AblationPlan:
-    """What `fusion.ablate.ablate` would run with the same arguments; raises what it would raise beforehand.
+    """What `fusion.ablation.ablate` would run with the same arguments; raises what it would raise beforehand.
 
     Of a model that has finished cells, these tell how long one takes; of any other fusion, epochs on all slots.
     """
@@ -122,7 +122,7 @@ def plan_ablation(
         for cell in opened.cells_of(model, seeds):
             if cells.path(cell).is_file():
                 known[model.name].append(float(cells.read(cell).facts["seconds"]))
-    unknown = [fusion for fusion in to_run if fusion in FUSIONS and fusion not in known]
+    unknown = [fusion for fusion in to_run if is_fusion(fusion) and fusion not in known]
     seconds = {model: float(np.mean(found)) for model, found in known.items()}
     rows = cells.rows[0]
     for done, fusion in enumerate(unknown, start=1):
@@ -130,7 +130,7 @@ def plan_ablation(
             update={"strategy": fusion, "options": options_for(fusion, config.model.fusion)}
         )
         few = config.training.model_copy(update={"epochs": MEASURED_EPOCHS, "patience": MEASURED_EPOCHS})
-        data = cells.data if FUSIONS[fusion].reads_frames else cells.data.without_frames()
+        data = cells.data if fusion_class(fusion).reads_frames else cells.data.without_frames()
         trained = run_training(data, cells.targets, rows["train"], rows["val"], settings, few, config.training.seeds[0])
         seconds[fusion] = _seconds_per_epoch(trained) * config.training.epochs
         if progress is not None:

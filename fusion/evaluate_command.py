@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from featurize.project import code_option
 from fusion.completion import complete_runs
 from stores.commands import store_option
 from stores.completion import complete_splits
@@ -20,6 +21,7 @@ TEMPERATURE_LIMITS = "at the limit of what is tried: validation has too few mist
 @click.command("evaluate")
 @click.argument("run", type=click.Path(path_type=Path), shell_complete=complete_runs)
 @store_option
+@code_option
 @click.option(
     "--split",
     "split_name",

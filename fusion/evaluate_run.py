@@ -28,7 +28,7 @@ from fusion.calibration import (
 )
 from fusion.data import StoredSegments
 from fusion.evaluate import patterns
-from fusion.fit import PARTS
+from fusion.fitting import PARTS
 from fusion.leaks import LeakError, check_encoders
 from fusion.load_run import LoadedRun, load_labels, open_features, own_store
 from fusion.streaming import StreamedSegments

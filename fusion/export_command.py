@@ -7,12 +7,14 @@ from pathlib import Path
 
 import click
 
+from featurize.project import code_option
 from fusion.completion import complete_runs
 from stores.errors import TriadError
 
 
 @click.command("export")
 @click.argument("run", metavar="RUN|STORE", type=click.Path(path_type=Path), shell_complete=complete_runs)
+@code_option
 @click.option(
     "--onnx", "path", type=click.Path(path_type=Path, dir_okay=False), help="Of a run: the ONNX file to write."
 )

@@ -7,7 +7,7 @@ Inputs, `batch` rows each:
     <slot>.frames       float32 (batch, T, D)   only of slots whose frames the model reads, with
     <slot>.n_frames     int64 (batch,)          how many of them are real, the first ones
 
-Outputs, in the targets' own terms, as columns of `fusion.predict` are called:
+Outputs, in the targets' own terms, as columns of `fusion.predictor` are called:
 
     <target>.p          float32 (batch, K)      probabilities or shares, as `classes` of the metadata names them
     <target>.predicted  float32 (batch,)        of a regression, in the label's units

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from featurize.project import Project, project_options
+from featurize.project import Project, code_option, project_options
 from fusion.completion import complete_runs
 from fusion.options import show_trackers, track_option
 
@@ -24,6 +24,7 @@ from fusion.options import show_trackers, track_option
     help="A run of cli fit: a folder, or its name.",
 )
 @project_options
+@code_option
 @click.option("--unfreeze", metavar="SLOTS", help="Whose encoders learn, e.g. audio,midi. [default: all that can]")
 @click.option("--last-layers", type=click.IntRange(1), metavar="K", help="Only each encoder's last K blocks learn.")
 @click.option("--lora", type=click.IntRange(1), metavar="RANK", help="Low-rank updates of the attention learn instead.")
@@ -74,7 +75,7 @@ def finetune_command(
     """
     from featurize.progress import named_progress
     from fusion.config import validated
-    from fusion.finetune import finetune
+    from fusion.finetuning import finetune
     from fusion.load_run import load_run
     from fusion.table import finetuning_lines, result_lines
     from fusion.tracking import open_trackers

@@ -20,8 +20,8 @@ from featurize.sources import Source
 from fusion.config import Config
 from fusion.data import SegmentData
 from fusion.end_to_end import EndToEnd, EndToEndData, without_vectors
-from fusion.finetune import raw_inputs, split_of
-from fusion.fit import PARTS
+from fusion.finetuning import raw_inputs, split_of
+from fusion.fitting import PARTS
 from fusion.leaks import check_encoders
 from fusion.live_slots import live_slots
 from fusion.load_run import LoadedRun, load_features, load_labels
@@ -69,7 +69,7 @@ def plan_finetuning(
     allow_leak: bool = False,
     overwrite: bool = False,
 ) -> TuningPlan:
-    """What `fusion.finetune.finetune` would cost with the same arguments; raises what it would raise beforehand."""
+    """What `fusion.finetuning.finetune` would cost with the same arguments; raises what it would raise beforehand."""
     name = check_name(runs, name or free_name(runs, f"{run.name}-tuned"), overwrite)
     config = run.config.model_copy(update={"finetuning": config.finetuning, "preprocessing": config.preprocessing})
     settings = config.finetuning

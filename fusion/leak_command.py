@@ -9,12 +9,13 @@ from typing import Any
 
 import click
 
-from featurize.project import Project, project_options
+from featurize.project import Project, code_option, project_options
 from stores.completion import complete_features, complete_labels, complete_splits
 
 
 @click.command("leaks")
 @project_options
+@code_option
 @click.option(
     "--split", "split_name", shell_complete=complete_splits, help="A split, or a set of folds. [default: split.name]"
 )
@@ -56,17 +57,11 @@ def leaks_command(
       cli leaks --scores
     """
     from featurize.progress import progress_bar
-    from fusion.commands import _with_options as with_options
     from fusion.leak_scan import opened_splits, scan, scannable_labels
+    from fusion.settings import settings
 
-    named = {
-        "strategy": None,
-        "slots": ",".join(dict.fromkeys(feature.partition("/")[0] for feature in features)),
-        "features": features,
-        "seeds": seeds,
-        "target_names": target_names,
-    }
-    config = with_options(project.config, named)
+    slots = list(dict.fromkeys(feature.partition("/")[0] for feature in features)) or None
+    config = settings(project.config, target=target_names, slots=slots, features=features, seeds=seeds)
     store = project.open_store()
     split_name = split_name or str(config.split.name)
     splits = opened_splits(store, split_name)

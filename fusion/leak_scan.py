@@ -159,8 +159,8 @@ class _Seen:
         self.name = feature.name
         self.groups = groups
         self.present = feature.present
-        self.vectors = feature.vectors()
-        self.inputs = self._codes_of(feature.input_hashes())
+        self.vectors = feature.vectors[:]
+        self.inputs = self._codes_of(feature.read_input_hashes())
         digests = np.zeros((len(groups), 16), np.uint8)
         for row in np.flatnonzero(self.present & self.vectors.any(axis=1)).tolist():
             content = (self.vectors[row] + 0).tobytes()  # + 0: there is a negative zero

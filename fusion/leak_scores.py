@@ -21,7 +21,7 @@ from fusion import baselines
 from fusion.config import Config
 from fusion.data import SegmentData, choose_features, load_segments
 from fusion.evaluate import Predictions
-from fusion.fit import PARTS, open_splits
+from fusion.fitting import PARTS, open_splits
 from fusion.leaks import check_encoders
 from fusion.metrics import GroupBootstrap, Metric, headline_metric, interval, json_number, score
 from fusion.modules import fusion_class

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featurize.encoders import ENCODERS, encoder_class
+from featurize.encoders import encoder_class, known_encoders, name_in
 from featurize.encoders.base import Encoder
 from featurize.errors import ConfigError
 from featurize.rebuild import rebuild_encoder
 from featurize.trained import RECORD, find_tuned, is_trained, save_trained, trained_options, tuned_name
+from featurize.user_code import is_code
 from fusion.config import FinetuningConfig
 from fusion.load_run import LoadedRun
 from fusion.runs import write_json
@@ -112,7 +113,8 @@ def live_slots(
         feature = store.feature(run.features[slot])
         encoder = None
         place = places.get(slot)
-        if str(feature.record["encoder"]) in ENCODERS and not encoder_class(feature.record["encoder"]).must_fit:
+        name = name_in(feature.record)
+        if (is_code(name) or name in known_encoders()) and not encoder_class(name).must_fit:
             for folder in runs:
                 place = place or find_tuned(feature.record, folder)
             encoder = rebuild_encoder(

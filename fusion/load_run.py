@@ -23,13 +23,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from featurize.config import TargetConfig, TargetKind
-from featurize.errors import ConfigError
+from featurize.errors import CodeNotAllowed, ConfigError
 from featurize.trained import broken_weight
+from featurize.user_code import code_facts, is_code
 from fusion.config import Config, FusionConfig, load_config
 from fusion.data import SegmentData, StoredSegments, load_segments
 from fusion.evaluate_command import EVALUATION
 from fusion.model import FusionModel
-from fusion.modules import build_fusion
+from fusion.modules import build_fusion, fusion_class
 from fusion.run_json import read_run_json
 from fusion.runs import open_run
 from fusion.streaming import StreamedSegments, open_segments
@@ -102,6 +103,7 @@ class _ModelFacts(BaseModel):
     widths: dict[str, Annotated[int, Field(gt=0, le=1_000_000)]]
     frames: list[str] = []
     fusion: dict[str, Any]
+    code: dict[str, str] | None = None  # of a fusion that did not come with this package
     targets: list[_TargetFacts] = Field(min_length=1)
 
 
@@ -123,6 +125,7 @@ def load_run(run: Path) -> LoadedRun:
     targets = [
         Target(t.name, t.kind, t.classes, nobody, nobody.bool(), mean=t.mean, scale=t.scale) for t in facts.targets
     ]
+    _check_code(folder, facts)
     try:
         fusion = FusionConfig.model_validate(facts.fusion)
         module = build_fusion(
@@ -144,6 +147,23 @@ def load_run(run: Path) -> LoadedRun:
         )
     features = {slot: facts.features[slot] for slot in slots}
     return LoadedRun(folder, config, metrics, environment, features, widths, model.frame_slots, targets, model.eval())
+
+
+def _check_code(folder: Path, facts: _ModelFacts) -> None:
+    """Raise `TriadError` where its fusion is code that its user has not named, or is no longer what it was."""
+    name = str(facts.fusion.get("strategy"))
+    if not is_code(name) and not facts.code:
+        return
+    try:
+        now = code_facts(fusion_class(name))
+    except CodeNotAllowed as error:
+        raise CodeNotAllowed(f"{folder}: {error}") from error
+    then = (facts.code or {}).get("sha256", "")
+    if now is None or now["sha256"] != then:
+        raise TriadError(
+            f"{folder}: its fusion {name} is not what it was in training (SHA-256 {(now or {}).get('sha256', '')[:8]}, "
+            f"then {then[:8]}).\nPut its file back as it was, or train again with cli fit."
+        )
 
 
 def load_features(run: LoadedRun, store: Store, *, allow_pending: bool = False) -> SegmentData:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featurize.project import Project, project_options
+from featurize.project import Project, code_option, project_options
 from fusion.completion import complete_runs
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ FEW_SEGMENTS = 100  # are prepared sooner than other processes have started
 @click.argument("run", type=click.Path(path_type=Path), shell_complete=complete_runs)
 @click.argument("data", type=click.Path(path_type=Path))
 @project_options
+@code_option
 @click.option(
     "--out", help="File to write, or - for standard output. [default: predictions.parquet, or as --format says]"
 )
@@ -82,9 +83,9 @@ def predict_command(
     """
     from featurize.progress import named_progress
     from featurize.sources import Source
-    from fusion.predict import Predictor, open_data
     from fusion.prediction_file import format_of, new_file, text_writer
     from fusion.prediction_summary import PredictionSummary, summary_lines
+    from fusion.predictor import Predictor, open_data
     from stores.errors import TriadError
     from stores.terminal import data_stdout
 

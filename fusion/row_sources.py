@@ -74,9 +74,9 @@ class StoreChunks:
         feature, status = self.features[slot], self._statuses[slot]
         rows = range(chunk * self.chunk_rows, min((chunk + 1) * self.chunk_rows, len(status)))
         known = status[rows.start : rows.stop]
-        found = {"vectors": feature.vectors(rows, known)}
+        found = {"vectors": feature.read_vectors(rows, known)}
         if slot in self._frame_slots:
-            found |= {"frames": feature.frames(rows, known), "n_frames": feature.n_frames(rows, known)}
+            found |= {"frames": feature.read_frames(rows, known), "n_frames": feature.read_n_frames(rows, known)}
         return found
 
 

@@ -33,7 +33,7 @@ class SlotInput:
 def stored_input(feature: Feature, rows: range, with_frames: bool) -> SlotInput:
     """Of consecutive rows. What is not present is missing: absent, failed or pending. Raises `DamagedStore`."""
     whole = feature.whole_rows(rows, with_frames=with_frames)
-    reasons = feature.failures(rows)
+    reasons = feature.read_failures(rows)
     return SlotInput(
         torch.from_numpy(whole.vectors),
         torch.from_numpy(whole.status == Status.PRESENT),

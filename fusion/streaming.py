@@ -65,7 +65,7 @@ def stream_segments(
 ) -> StreamedSegments:
     """Who is there is read now, vectors and frames when they are asked for. Raises as `open_segments`."""
     opened = {slot: store.feature(name) for slot, name in features.items()}
-    statuses = {slot: feature.status() for slot, feature in opened.items()}
+    statuses = {slot: feature.status for slot, feature in opened.items()}
     present = [is_present(feature, statuses[slot], allow_pending) for slot, feature in opened.items()]
     max_frames = {slot: feature.max_frames for slot, feature in opened.items() if with_frames and feature.has_frames}
     return StreamedSegments(
@@ -75,7 +75,7 @@ def stream_segments(
         store.groups,
         max_frames,
         StoreChunks(opened, statuses, max_frames, store.chunk_rows),
-        {slot: _digest(statuses[slot], feature.input_hashes()) for slot, feature in opened.items()},
+        {slot: _digest(statuses[slot], feature.read_input_hashes()) for slot, feature in opened.items()},
     )
 
 
@@ -203,7 +203,7 @@ class StreamedSegments:
         """Raise `StoreError` where another process has written a feature since these were opened."""
         for slot, name in self.features.items():
             feature = self.chunks.features[slot]
-            if _digest(feature.status(), feature.input_hashes()) != self.digests[slot]:
+            if _digest(feature.status, feature.read_input_hashes()) != self.digests[slot]:
                 raise StoreError(f"{name} was written while it was being read. Give the same command again.")
 
     def _windows(self, source: RowSource, places: np.ndarray) -> Iterator[_Window]:

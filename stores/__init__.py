@@ -1,7 +1,7 @@
 """The feature store: vectors, presence, labels and splits of music segments, in one folder, or one HDF5 file.
 
     store = open_store("features.zarr")
-    store["audio/mel_stats"].vectors()      # float16 (N, D)
+    store["audio/mel_stats"].vectors[:]      # float16 (N, D)
 
 Importing this package imports neither torch, zarr nor h5py; opening a store imports its backend.
 """

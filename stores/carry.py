@@ -31,12 +31,12 @@ def carry_over(old: Store, new: Store) -> None:
             name, feature.record, dtype=feature.dtype, state=feature.state(), frames=feature.max_frames
         )
         vectors, status, hashes, failures = (
-            feature.vectors(),
-            feature.status(),
-            feature.input_hashes(),
-            feature.failures(),
+            feature.vectors[:],
+            feature.status,
+            feature.read_input_hashes(),
+            feature.failures,
         )
-        frames, n_frames = (feature.frames(), feature.n_frames()) if feature.has_frames else (None, None)
+        frames, n_frames = (feature.frames[:], feature.n_frames) if feature.has_frames else (None, None)
         for chunk in copy.chunks():
             rows = np.array([row for row in chunk if known[row]], np.int64)
             if len(rows):

@@ -30,7 +30,7 @@ def export_vectors(store: Store, path: Path, kind: str, names: Sequence[str] = (
     if not features:
         raise StoreError(f"{store.tree.location} has no feature to export. cli featurize --encoder NAME makes one.")
     for feature in features:
-        pending = int((feature.status() == Status.PENDING).sum())
+        pending = int((feature.status == Status.PENDING).sum())
         if pending:
             raise StoreError(
                 f"{feature.name} has {pending:,} rows that are not encoded yet. Finish it, or name others: --feature"
@@ -52,23 +52,22 @@ def _write_parquet(store: Store, columns: dict[str, Feature], path: Path) -> Non
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from stores.tables import TIMES, label_column, vector_column
+
     facts: dict[str, Any] = {"segment_id": store.ids.tolist(), "song_id": store.groups.tolist()}
-    for name in ("start_seconds", "end_seconds"):
+    for name in TIMES:
         if name in store.segment_columns():
             facts[name] = pa.array(store.segment_column(name), from_pandas=True)
     for name in store.label_names():
         if name not in facts:
-            facts[name] = _label(store.label(name))
+            facts[name] = label_column(store.label(name))
     table = pa.table(facts)
     writer = None
     try:
         for rows in _blocks(store):
             block = table.slice(rows.start, len(rows))
             for column, feature in columns.items():
-                vectors = np.ascontiguousarray(feature.vectors(rows))
-                kind = pa.list_(pa.from_numpy_dtype(vectors.dtype), feature.width)
-                flat = pa.array(vectors.ravel())
-                block = block.append_column(column, pa.FixedSizeListArray.from_arrays(flat, type=kind))
+                block = block.append_column(column, vector_column(feature.read_vectors(rows)))
                 block = block.append_column(f"has_{column}", pa.array(_present(feature, rows)))
             writer = writer or pq.ParquetWriter(path, block.schema)
             writer.write_table(block)
@@ -80,7 +79,7 @@ def _write_parquet(store: Store, columns: dict[str, Feature], path: Path) -> Non
 def _write_npz(store: Store, columns: dict[str, Feature], path: Path) -> None:
     arrays: dict[str, Any] = {"segment_id": np.array(store.ids.tolist(), dtype="U")}
     for column, feature in columns.items():
-        arrays[column] = feature.vectors()
+        arrays[column] = feature.vectors[:]
         arrays[f"has_{column}"] = feature.present
     with path.open("wb") as file:  # given a name, numpy would add .npz to it
         np.savez(file, **arrays)
@@ -94,7 +93,7 @@ def _write_hdf5(store: Store, columns: dict[str, Feature], path: Path) -> None:
         for column, feature in columns.items():
             vectors = file.create_dataset(column, (store.n_segments, feature.width), feature.dtype)
             for rows in _blocks(store):
-                vectors[rows.start : rows.stop] = feature.vectors(rows)
+                vectors[rows.start : rows.stop] = feature.read_vectors(rows)
             file.create_dataset(f"has_{column}", data=feature.present)
 
 
@@ -111,15 +110,5 @@ def _blocks(store: Store) -> Iterator[range]:
 
 
 def _present(feature: Feature, rows: range) -> np.ndarray:
-    there: np.ndarray = feature.status(rows) == Status.PRESENT
+    there: np.ndarray = feature.read_status(rows) == Status.PRESENT
     return there
-
-
-def _label(values: np.ndarray) -> Any:
-    import pyarrow as pa
-
-    if values.dtype.kind == "T":
-        return [value or None for value in values.tolist()]
-    if values.ndim == 2:
-        return [None if np.isnan(row).any() else row.tolist() for row in values]
-    return pa.array(values, from_pandas=True)

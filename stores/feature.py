@@ -17,6 +17,7 @@ import numpy as np
 from stores.base import STRING, ArrayTree
 from stores.errors import DamagedStore, StoreError
 from stores.record import Record, command_for, repair_command
+from stores.stored_array import StoredArray
 
 HASH_BYTES = 16
 FLOAT16_MAX = 65504.0
@@ -66,7 +67,34 @@ class Feature:
             ) from error
 
     def __repr__(self) -> str:
-        return f"<Feature {self.name} {self.n_segments} x {self.width} {self.dtype}>"
+        from stores.cards import feature_card
+
+        return feature_card(self).text()
+
+    def _repr_html_(self) -> str:
+        from stores.cards import feature_card
+
+        return feature_card(self).html()
+
+    # For other programs
+
+    def to_numpy(self, missing: float = 0.0) -> np.ndarray:
+        """float (N, D), with `missing`, say NaN, in every column of a row that is not present."""
+        status = self.read_status()
+        vectors = self.read_vectors(status=status)
+        return np.where((status == Status.PRESENT)[:, None], vectors, vectors.dtype.type(missing))
+
+    def to_arrow(self) -> Any:
+        """`pyarrow.Table`: segment_id, group, times, labels, and `vector`, null where not present."""
+        from stores.tables import feature_table
+
+        return feature_table(self._tree, self)
+
+    def to_pandas(self) -> Any:
+        """`pandas.DataFrame` with the columns of `to_arrow`, and segment_id as its index."""
+        from stores.tables import to_pandas
+
+        return to_pandas(self.to_arrow())
 
     @property
     def has_frames(self) -> bool:
@@ -89,41 +117,68 @@ class Feature:
             for start in range(0, self.n_segments, self.chunk_rows)
         ]
 
-    def status(self, rows: range | None = None) -> np.ndarray:
-        """uint8 (N,) of `Status`; or of consecutive rows."""
-        return self._read("status", rows)
+    # What a reader looks at: whole columns; vectors and frames are read where they are indexed
 
-    def input_hashes(self, rows: range | None = None) -> np.ndarray:
-        """uint8 (N, 16): digests of what was encoded; zeros where nothing was."""
-        return self._read("input_hash", rows)
+    @property
+    def ids(self) -> np.ndarray:
+        """Text (N,): which segment each row is."""
+        return read_whole(self._tree, "segments/id")
 
-    def failures(self, rows: range | None = None) -> np.ndarray:
-        """Text (N,): why a row failed; empty elsewhere."""
-        return self._read("failure", rows)
+    @property
+    def status(self) -> np.ndarray:
+        """uint8 (N,) of `Status`."""
+        return self.read_status()
 
     @property
     def present(self) -> np.ndarray:
         """bool (N,)."""
-        return np.asarray(self.status() == Status.PRESENT)
+        return np.asarray(self.status == Status.PRESENT)
 
-    def vectors(self, rows: range | None = None, status: np.ndarray | None = None) -> np.ndarray:
-        """float16 or float32 (N, D), zeros where the status is not present. Raises `DamagedStore`.
+    @property
+    def failures(self) -> np.ndarray:
+        """Text (N,): why a row failed; empty elsewhere."""
+        return self.read_failures()
 
-        status: uint8 (n,) of these rows, for those who know it already; here and below.
-        """
+    @property
+    def vectors(self) -> StoredArray:
+        """float16 or float32 (N, D), zeros where the status is not present. Reading raises `DamagedStore`."""
+        shape = (self.n_segments, self.width)
+        return StoredArray(f"{self.name} vectors", shape, self.dtype, self.chunk_rows, self.read_vectors)
+
+    @property
+    def frames(self) -> StoredArray:
+        """float16 or float32 (N, T, D), zeros from `n_frames` on. Raises `StoreError` where the feature has none."""
+        self._check_frames()
+        shape = (self.n_segments, self.max_frames, self.width)
+        return StoredArray(f"{self.name} frames", shape, self.dtype, self.chunk_rows, self.read_frames)
+
+    @property
+    def n_frames(self) -> np.ndarray:
+        """uint16 (N,): how many frames a row has; 0 where it is not present. Raises `StoreError` as `frames`."""
+        return self.read_n_frames()
+
+    # The same of consecutive rows
+
+    def read_status(self, rows: range | None = None) -> np.ndarray:
+        return self._read("status", rows)
+
+    def read_input_hashes(self, rows: range | None = None) -> np.ndarray:
+        """uint8 (N, 16): digests of what was encoded; zeros where nothing was."""
+        return self._read("input_hash", rows)
+
+    def read_failures(self, rows: range | None = None) -> np.ndarray:
+        return self._read("failure", rows)
+
+    def read_vectors(self, rows: range | None = None, status: np.ndarray | None = None) -> np.ndarray:
+        """status: uint8 (n,) of these rows, for those who know it already; here and below."""
         return self._read_stored("vectors", rows, status)
 
-    def frames(self, rows: range | None = None, status: np.ndarray | None = None) -> np.ndarray:
-        """float16 or float32 (N, T, D), zeros from `n_frames` on. Raises `StoreError` where the feature has none."""
-        if not self.has_frames:
-            raise StoreError(
-                f"{self._tree.location}: {self.name} has no frames. Write them: cli featurize --encoder {self.encoder} "
-                "--frames 16 --replace"
-            )
+    def read_frames(self, rows: range | None = None, status: np.ndarray | None = None) -> np.ndarray:
+        self._check_frames()
         return self._read_stored("frames", rows, status)
 
-    def n_frames(self, rows: range | None = None, status: np.ndarray | None = None) -> np.ndarray:
-        """uint16 (N,): how many frames a row has; 0 where it is not present. Raises `DamagedStore`."""
+    def read_n_frames(self, rows: range | None = None, status: np.ndarray | None = None) -> np.ndarray:
+        self._check_frames()
         return self._read_stored("n_frames", rows, status)
 
     def whole_rows(self, rows: range | None = None, *, with_frames: bool = False) -> WholeRows:
@@ -131,10 +186,10 @@ class Feature:
 
         A row that was written while it was read, as its status and its hash tell, is pending.
         """
-        status, hashes = self.status(rows), self.input_hashes(rows)
-        vectors = self.vectors(rows)
-        frames, n_frames = (self.frames(rows), self.n_frames(rows)) if with_frames else (None, None)
-        changed = (self.status(rows) != status) | (self.input_hashes(rows) != hashes).any(axis=1)
+        status, hashes = self.read_status(rows), self.read_input_hashes(rows)
+        vectors = self.read_vectors(rows)
+        frames, n_frames = (self.read_frames(rows), self.read_n_frames(rows)) if with_frames else (None, None)
+        changed = (self.read_status(rows) != status) | (self.read_input_hashes(rows) != hashes).any(axis=1)
         return WholeRows(np.where(changed, np.uint8(Status.PENDING), status), vectors, frames, n_frames)
 
     def write_chunk(
@@ -156,7 +211,7 @@ class Feature:
         assert chunk in self.chunks() and len(rows) == len(vectors) == len(status) == len(input_hash) == len(failure)
         assert self.has_frames == (frames is not None) == (n_frames is not None)
         at = np.asarray(rows) - chunk.start
-        new_status = self.status(chunk)
+        new_status = self.read_status(chunk)
         is_new = chunk.start // self.chunk_rows not in self._tree.stored_chunks(self.array_path("status"))
         if is_new or (new_status[at] != Status.PENDING).any():  # is_new: values without statuses beside them are damage
             new_status[at] = Status.PENDING
@@ -216,7 +271,7 @@ class Feature:
     def _read_stored(self, kind: str, rows: range | None, status: np.ndarray | None) -> np.ndarray:
         """Vectors, frames or their number. A chunk that is gone reads as zeros, and must not be taken for them."""
         name = self._facts.get(kind) or kind
-        status = self.status(rows) if status is None else status
+        status = self.read_status(rows) if status is None else status
         values = self._read(name, rows)
         rows = range(self.n_segments) if rows is None else rows
         zeros = []  # chunks of which a present row is zero; all others are there
@@ -233,6 +288,13 @@ class Feature:
                 f"rows {chunk.start} to {chunk.stop - 1}: the {kind} are gone though the rows are marked present"
             )
         return values
+
+    def _check_frames(self) -> None:
+        if not self.has_frames:
+            raise StoreError(
+                f"{self._tree.location}: {self.name} has no frames. Write them: cli featurize --encoder {self.encoder} "
+                "--frames 16 --replace"
+            )
 
     def _damaged(self, what: str) -> DamagedStore:
         return DamagedStore(

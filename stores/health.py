@@ -124,7 +124,7 @@ class _Seen:
             self.zero[here] = ~vectors.any(axis=1)
             # 64 bits: at 10^6 rows two different vectors share a key with probability 3e-8
             self.vector_keys[here] = [hash(vector.tobytes()) for vector in vectors]
-            hashes = feature.input_hashes(block)[self.rows[here] - block.start]
+            hashes = feature.read_input_hashes(block)[self.rows[here] - block.start]
             self.input_keys[here] = np.ascontiguousarray(hashes[:, :8]).view(np.int64)[:, 0]
             alive = ~self.zero[here]
             sample.append(vectors[sampled[here] & alive])
@@ -142,7 +142,7 @@ def _blocks(feature: Feature, present: np.ndarray) -> Iterator[tuple[slice, rang
         block = range(chunks[first].start, chunks[min(first + step, len(chunks)) - 1].stop)
         start, stop = np.searchsorted(present, [block.start, block.stop]).tolist()
         if start < stop:
-            vectors = feature.vectors(block)[present[start:stop] - block.start]
+            vectors = feature.read_vectors(block)[present[start:stop] - block.start]
             yield slice(start, stop), block, vectors.astype(np.float32)
 
 

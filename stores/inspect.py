@@ -58,8 +58,8 @@ def _summarize_split(store: Store, name: str, groups: np.ndarray) -> dict[str, A
 
 
 def _summarize_feature(feature: Feature, ids: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
-    status = feature.status()
-    failed = feature.failures()[status == Status.FAILED]
+    status = feature.status
+    failed = feature.failures[status == Status.FAILED]
     reasons, counts = np.unique(failed, return_counts=True)
     order = np.argsort(-counts)[:3]
     return {

@@ -75,7 +75,9 @@ def command_for(record: Record) -> str:
     """What writes such a feature."""
     if IMPORTED_FROM in record:
         return f"cli import {record[IMPORTED_FROM]['file']} --replace"
-    return f"cli featurize --encoder {record['encoder']}"
+    code = record.get("code")  # of a class that came from its user's own file
+    name = f"{code['module']}:{record['class_name']}" if code else record["encoder"]
+    return f"cli featurize --encoder {name}"
 
 
 def repair_command(feature: str, record: Record) -> str:

@@ -83,9 +83,21 @@ class Store:
             ) from error
 
     def __repr__(self) -> str:
-        return (
-            f"<Store {self.tree.location}: {self.n_segments} segments, features {', '.join(self.features()) or 'none'}>"
-        )
+        from stores.cards import store_card
+
+        return store_card(self).text()
+
+    def _repr_html_(self) -> str:
+        from stores.cards import store_card
+
+        return store_card(self).html()
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of its features, as of a mapping."""
+        return iter(self.features())
+
+    def __contains__(self, feature: object) -> bool:
+        return feature in self.features()
 
     def __getitem__(self, feature: str) -> Feature:
         return self.feature(feature)
@@ -151,6 +163,18 @@ class Store:
         """(N,) or (N, K); a missing label is an empty text or NaN."""
         self._known("label", name, self.label_names())
         return read_whole(self.tree, f"labels/{quoted(name)}")
+
+    def to_arrow(self) -> Any:
+        """`pyarrow.Table`: segment_id, group, times, labels, and a column for each feature, null where not present."""
+        from stores.tables import store_table
+
+        return store_table(self)
+
+    def to_pandas(self) -> Any:
+        """`pandas.DataFrame` with the columns of `to_arrow`, and segment_id as its index."""
+        from stores.tables import to_pandas
+
+        return to_pandas(self.to_arrow())
 
     # Splits
 

@@ -58,7 +58,7 @@ def verify_feature(store: Store, feature: Feature) -> Iterator[Damage]:
     needed: set[int] = set()
     for number, chunk in enumerate(feature.chunks()):
         try:
-            if (feature.status(chunk) != Status.PENDING).any():
+            if (feature.read_status(chunk) != Status.PENDING).any():
                 needed.add(number)
         except StoreError:  # told below, when the status array's own turn comes
             needed.add(number)

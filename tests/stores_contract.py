@@ -141,7 +141,7 @@ class TreeContract:
         feature = store.create_feature("audio/toy", RECORD)
         for chunk in feature.chunks():
             write(feature, chunk, list(chunk))
-        assert feature.present.sum() == n and feature.vectors().shape == (n, 3)
+        assert feature.present.sum() == n and feature.vectors.shape == (n, 3)
         assert list(verify(store)) == []
 
     @SHARED
@@ -158,17 +158,17 @@ class TreeContract:
         write(feature, chunk, [1], 3.0, Status.ABSENT)
         write(feature, chunk, [2], np.nan, Status.FAILED, reason="not audio")
         again = Store(self.reopen(tree)).feature("audio/toy")
-        assert again.status().tolist()[:4] == [1, 2, 3, 0]
-        np.testing.assert_array_equal(again.vectors()[:4, 0], [2, 0, 0, 0])  # zero, never NaN, where not present
-        assert again.failures()[2] == "not audio" and again.present.tolist()[:3] == [True, False, False]
+        assert again.status.tolist()[:4] == [1, 2, 3, 0]
+        np.testing.assert_array_equal(again.vectors[:4, 0], [2, 0, 0, 0])  # zero, never NaN, where not present
+        assert again.failures[2] == "not audio" and again.present.tolist()[:3] == [True, False, False]
 
     def test_rows_of_a_chunk_keep_what_they_had(self, tree):
         feature = make_store(tree).create_feature("audio/toy", RECORD)
         chunk = feature.chunks()[1]
         write(feature, chunk, [4, 6], 1.0)
         write(feature, chunk, [5], 2.0, hash_byte=9)
-        np.testing.assert_array_equal(feature.vectors(chunk)[:, 0], [1, 2, 1, 0])
-        np.testing.assert_array_equal(feature.input_hashes(chunk)[:, 0], [7, 9, 7, 0])
+        np.testing.assert_array_equal(feature.read_vectors(chunk)[:, 0], [1, 2, 1, 0])
+        np.testing.assert_array_equal(feature.read_input_hashes(chunk)[:, 0], [7, 9, 7, 0])
 
     def test_statuses_are_written_last_and_taken_back_first(self, tree, monkeypatch):
         feature = make_store(tree).create_feature("audio/toy", RECORD)
@@ -191,7 +191,7 @@ class TreeContract:
         write(feature, feature.chunks()[0], [0, 1], 1.5)
         write(feature, feature.chunks()[1], [4], 1e6)
         again = Store(self.reopen(tree)).feature("audio/toy")
-        assert again.dtype == np.float32 and again.vectors()[4, 0] == 1e6 and again.vectors()[1, 0] == 1.5
+        assert again.dtype == np.float32 and again.vectors[4, 0] == 1e6 and again.vectors[1, 0] == 1.5
         assert list(verify(Store(tree))) == []
 
     def test_frames_stand_beside_vectors_and_are_written_before_the_status(self, tree, monkeypatch):
@@ -205,18 +205,18 @@ class TreeContract:
         assert [path.rsplit("/", 1)[-1] for path in order] == names
         write(feature, feature.chunks()[0], [1], np.nan, Status.FAILED, n_frames=2)
         again = Store(self.reopen(tree)).feature("audio/toy")
-        assert again.has_frames and again.max_frames == 2 and again.frames().shape == (10, 2, 3)
-        np.testing.assert_array_equal(again.frames()[:4, 1, 0], [1.5, 0, 1.5, 0])
-        np.testing.assert_array_equal(again.n_frames()[:4], [2, 0, 2, 0])
+        assert again.has_frames and again.max_frames == 2 and again.frames.shape == (10, 2, 3)
+        np.testing.assert_array_equal(again.frames[:4, 1, 0], [1.5, 0, 1.5, 0])
+        np.testing.assert_array_equal(again.n_frames[:4], [2, 0, 2, 0])
         write(feature, feature.chunks()[1], [4], 1e6, n_frames=1)  # too large for float16: both grow
         again = Store(self.reopen(tree)).feature("audio/toy")
-        assert again.frames().dtype == again.vectors().dtype == np.float32
-        assert again.frames()[4, 0, 0] == 1e6 and again.frames()[0, 0, 0] == 1.5
+        assert again.frames.dtype == again.vectors.dtype == np.float32
+        assert again.frames[4, 0, 0] == 1e6 and again.frames[0, 0, 0] == 1.5
         assert list(verify(Store(tree))) == []
 
     def test_a_feature_without_frames_says_how_to_get_some(self, tree):
         with pytest.raises(StoreError, match=r"no frames. Write them: cli featurize --encoder toy --frames"):
-            make_store(tree).create_feature("audio/toy", RECORD).frames()
+            make_store(tree).create_feature("audio/toy", RECORD).frames[:]
 
     def test_another_record_never_mixes_in(self, tree):
         store = make_store(tree)
@@ -238,7 +238,7 @@ class TreeContract:
             store.create_feature("audio/toy", RECORD)
         monkeypatch.undo()
         assert store.features() == []
-        assert store.create_feature("audio/toy", RECORD).status().sum() == 0
+        assert store.create_feature("audio/toy", RECORD).status.sum() == 0
 
     def test_state_of_a_fitted_encoder(self, tree):
         state = {"idf": np.arange(3.0), "vocabulary": np.frombuffer(b"[1]", np.uint8)}

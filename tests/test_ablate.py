@@ -24,15 +24,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-import fusion.ablate as ablate_module
+import fusion.ablation as ablate_module
 from featurize.config import SplitConfig, TargetConfig
 from featurize.errors import ConfigError, SplitError, UnknownName
 from featurize.splits import make_splits
-from fusion.ablate import Ablation, Cells, ablate
 from fusion.ablate_command import live_table
+from fusion.ablation import Ablation, Cells, ablate
 from fusion.config import Config, validated
 from fusion.data import choose_features, load_segments
-from fusion.fit import fit
+from fusion.fitting import fit
 from fusion.modules import FUSIONS
 from fusion.shapley import (
     LINEAR,
@@ -330,7 +330,7 @@ def test_code_that_a_training_imports_is_part_of_it(monkeypatch):
     ablate_module._code_digest("fusion.train", "fusion.modules.late")
     ablate_module._code_digest.cache_clear()
     assert {"fusion.train", "fusion.model", "fusion.targets", "fusion.missing", "fusion.modules.base"} <= set(read)
-    assert not {name for name in read if name.startswith(("fusion.report", "fusion.ablate"))}
+    assert not {name for name in read if name.startswith(("fusion.report", "fusion.ablation"))}
 
 
 def test_a_damaged_cell_is_run_again(store, tmp_path):

@@ -60,7 +60,7 @@ def test_what_is_late_is_shifted_and_what_is_strange_left_out(project, data, run
     output = run_cli("ingest", root).output  # it measures a few, here all
     assert "MIDI that does not fit its audio" in output and "MIDI that is early or late" in output
     run_cli("featurize", "--encoder", "midi_stats")
-    before = open_store("features.zarr")["midi/midi_stats"].vectors()
+    before = open_store("features.zarr")["midi/midi_stats"].vectors[:]
 
     found = {row["segment_id"]: row for row in json.loads(run_cli("align", "--json", "--workers", 0).stdout)}
     for group, ids in both.items():
@@ -80,11 +80,11 @@ def test_what_is_late_is_shifted_and_what_is_strange_left_out(project, data, run
     store = open_store("features.zarr")
     feature = store["midi/midi_stats"]
     row_of = {segment_id: row for row, segment_id in enumerate(store.ids.tolist())}
-    changed = {s for s, row in row_of.items() if (feature.vectors()[row] != before[row]).any()}
+    changed = {s for s, row in row_of.items() if (feature.vectors[row] != before[row]).any()}
     apart = {s for s, row in found.items() if row["verdict"] == "apart"}
     moved = {s for s in offsets if s in both[late]}
     assert moved and apart and changed == moved | apart
-    assert all(feature.status()[row_of[s]] == Status.ABSENT for s in apart)
+    assert all(feature.status[row_of[s]] == Status.ABSENT for s in apart)
 
 
 def test_a_shift_moves_the_cut_and_a_start_before_the_file_is_silence(data):

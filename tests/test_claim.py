@@ -105,8 +105,8 @@ def test_different_features_are_written_at_once_and_end_as_when_written_alone(pr
         alone = make_store(tree, N_ROWS, CHUNK_ROWS).create_feature("audio/a", ToyEncoder().record.to_dict())
         extract(alone, ToyEncoder(), ToySource(toy_contents(N_ROWS)))
         for name in ("audio/a", "audio/b"):
-            np.testing.assert_array_equal(store[name].vectors(), alone.vectors())
-            np.testing.assert_array_equal(store[name].status(), alone.status())
+            np.testing.assert_array_equal(store[name].vectors[:], alone.vectors[:])
+            np.testing.assert_array_equal(store[name].status, alone.status)
     assert list(verify(store)) == []
 
 
@@ -132,7 +132,7 @@ def expected(seed: int) -> dict[int, np.ndarray]:
 
     feature = make_store(MemoryTree(), N_ROWS, CHUNK_ROWS).create_feature("audio/a", ToyEncoder().record.to_dict())
     extract(feature, ToyEncoder(), ToySource(toy_contents(N_ROWS, seed)))
-    return {int(row): feature.vectors()[row] for row in np.flatnonzero(feature.present)}
+    return {int(row): feature.vectors[row] for row in np.flatnonzero(feature.present)}
 
 
 def test_a_row_that_changes_while_it_is_read_is_pending(tmp_path, monkeypatch):

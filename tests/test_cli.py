@@ -128,9 +128,9 @@ def test_fewer_folds_leave_none_of_the_old_behind(features, run_cli):
 
 
 def test_a_mistake_with_replace_does_not_cost_the_old_feature(features, run_cli):
-    before = open_store("features.zarr")["text/lsa"].vectors()
+    before = open_store("features.zarr")["text/lsa"].vectors[:]
     run_cli("featurize", "--encoder", "lsa", "--replace", "--split", "nope", code=2)
-    np.testing.assert_array_equal(open_store("features.zarr")["text/lsa"].vectors(), before)
+    np.testing.assert_array_equal(open_store("features.zarr")["text/lsa"].vectors[:], before)
     assert ", 0 unchanged" in run_cli("featurize", "--encoder", "lsa", "--replace").output
 
 
@@ -152,13 +152,13 @@ def test_touching_one_lyric_encodes_one_row(project, demo_data, run_cli, tmp_pat
     shutil.copytree(demo_data, data)
     run_cli("ingest", data, "--set", "split.stratify_by=mood")
     run_cli("featurize", "--encoder", "lsa")
-    before = open_store("features.zarr")["text/lsa"].vectors()
+    before = open_store("features.zarr")["text/lsa"].vectors[:]
     ids = open_store("features.zarr").ids.tolist()
     lyric = sorted((data / "lyrics").iterdir())[0]
     lyric.write_text("a wholly new line about the sea\n", "utf-8")
     result = run_cli("featurize", "--encoder", "lsa")
     assert "1 encoded, 0 copied from equal inputs, 47 unchanged" in result.output
-    after = open_store("features.zarr")["text/lsa"].vectors()
+    after = open_store("features.zarr")["text/lsa"].vectors[:]
     changed = np.flatnonzero((before != after).any(axis=1))
     assert [ids[row] for row in changed] == [lyric.stem]
 
@@ -173,8 +173,8 @@ def test_failed_rows_are_counted_with_their_reasons_and_are_never_fatal(project,
     result = run_cli("featurize", "--encoder", "midi_stats", "--workers", "0")
     assert re.search(r"failed \d+: .*does not exist", result.output) and "e.g. 'song_" in result.output
     feature = open_store("features.zarr")["midi/midi_stats"]
-    failed = feature.status() == Status.FAILED
-    assert failed.sum() >= 2 and not feature.vectors()[failed].any() and (feature.failures()[failed] != "").all()
+    failed = feature.status == Status.FAILED
+    assert failed.sum() >= 2 and not feature.vectors[failed].any() and (feature.failures[failed] != "").all()
     inspected = json.loads(run_cli("inspect", "--json").output)
     assert inspected["features"]["midi/midi_stats"]["failed"] == failed.sum()
 
@@ -266,10 +266,10 @@ def test_an_encoder_that_saw_labels_of_held_out_songs_is_refused(features, run_c
         copied.write_chunk(
             chunk,
             np.array(chunk),
-            feature.vectors(chunk),
-            feature.status(chunk),
-            feature.input_hashes(chunk),
-            feature.failures(chunk).tolist(),
+            feature.read_vectors(chunk),
+            feature.read_status(chunk),
+            feature.read_input_hashes(chunk),
+            feature.read_failures(chunk).tolist(),
         )
     arguments = ("fit", "--feature", "audio/trained", "--no-baselines", *FAST)
     output = run_cli(*arguments, code=2).output

@@ -47,8 +47,8 @@ def test_there_and_back_every_array_and_attribute_is_the_same(full_store, run_cl
     assert list(differences(open_tree(full_store / "features.zarr"), open_tree(full_store / "back.zarr"))) == []
     store = open_store(middle)
     assert list(verify(store)) == [] and store.features() == ["a concept/töy.v2", "audio/toy"]
-    assert store["audio/toy"].failures()[9] == "kaputt – 壊れた" and store["audio/toy"].status()[4] == Status.PENDING
-    assert store["a concept/töy.v2"].frames()[4, 0, 0] == 1e6
+    assert store["audio/toy"].failures[9] == "kaputt – 壊れた" and store["audio/toy"].status[4] == Status.PENDING
+    assert store["a concept/töy.v2"].frames[4, 0, 0] == 1e6
 
 
 @SHARED

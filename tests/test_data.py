@@ -16,7 +16,7 @@ from featurize.errors import ConfigError
 from featurize.splits import make_splits
 from fusion.config import FusionConfig, TrainingConfig, validated
 from fusion.data import SegmentData, choose_features, load_segments
-from fusion.fit import fit
+from fusion.fitting import fit
 from fusion.modules import FUSIONS, Frames
 from fusion.targets import load_targets
 from fusion.train import infer, train
@@ -74,8 +74,8 @@ def data(store) -> SegmentData:
 def test_frames_are_loaded_where_they_are_asked_for_and_there(store, data):
     assert list(data.frames) == list(data.n_frames) == ["audio"]
     assert data.frames["audio"].dtype == torch.float16  # as stored; a batch is made float32 when it is taken
-    np.testing.assert_array_equal(data.frames["audio"], store["audio/toy"].frames())
-    np.testing.assert_array_equal(data.n_frames["audio"], store["audio/toy"].n_frames())
+    np.testing.assert_array_equal(data.frames["audio"], store["audio/toy"].frames[:])
+    np.testing.assert_array_equal(data.n_frames["audio"], store["audio/toy"].n_frames)
     plain = load_segments(store, choose_features(store, CONFIG))
     assert not plain.frames and not plain.n_frames
     assert torch.equal(plain.vectors["audio"], data.vectors["audio"]) and torch.equal(plain.present, data.present)

@@ -22,7 +22,7 @@ from featurize.config import DataConfig, TargetConfig
 from featurize.encoders import build_encoder
 from featurize.encoders.base import Encoded, Encoder
 from featurize.errors import ConfigError
-from featurize.ingest import check, write_store
+from featurize.ingestion import check, write_store
 from featurize.pipeline import featurize
 from featurize.sources import Source, open_source
 from featurize.splits import write_splits
@@ -158,9 +158,9 @@ def test_frozen_encoders_give_what_the_store_holds(songs):
 
 def test_masks_are_the_statuses_and_failures_have_their_reasons(songs):
     stored, raw = songs.stored(), songs.raw()
-    status = np.stack([songs.store[name].status() for name in FEATURES.values()], axis=1)
+    status = np.stack([songs.store[name].status for name in FEATURES.values()], axis=1)
     assert {Status.PRESENT, Status.ABSENT, Status.FAILED} == set(status.ravel().tolist())
-    reasons = np.stack([songs.store[name].failures() for name in FEATURES.values()], axis=1)
+    reasons = np.stack([songs.store[name].failures for name in FEATURES.values()], axis=1)
     for row, (ours, theirs) in enumerate(zip(stored, raw, strict=True)):
         np.testing.assert_array_equal(ours["modality_mask"], status[row] == Status.PRESENT)
         np.testing.assert_array_equal(theirs["modality_mask"], status[row] == Status.PRESENT)
@@ -233,7 +233,7 @@ def test_what_stands_in_a_pending_row_is_not_read(lazy):
     feature = store.create_feature("audio/toy", RECORD)
     for chunk in feature.chunks():
         write_rows(feature, chunk, list(chunk), value=np.nan if chunk.start == 4 else 2.0)
-    status = feature.status()
+    status = feature.status
     status[4:8] = Status.PENDING  # as a run leaves them that was killed while it encoded these rows again
     tree.write("features/audio/toy/status", 0, status)
     with pytest.raises(StoreError, match=r"audio/toy is unfinished: 4 of 10 rows are pending.\n.*allow_pending"):

@@ -196,7 +196,7 @@ def test_of_several_seeds_it_is_the_kept_one(folder, evaluate, run_cli):
 def test_a_fusion_that_reads_frames_reads_them_again(folder, evaluate, run_cli):
     store = open_store("features.zarr")
     feature = store.feature("text/toy")
-    vectors, present = feature.vectors(), feature.present
+    vectors, present = feature.vectors[:], feature.present
     add_feature(store, "text", vectors, present, frames=vectors[:, None] * [[[0.5], [1.0], [1.5]]])
     run_cli(*FIT, "--seeds", "1", "--fusion", "early", "--set", "training.epochs=2")
     found, expected = evaluate("early")["targets"], metrics_of(folder, "early")["targets"]
@@ -474,7 +474,7 @@ def test_the_runs_songs_are_known_elsewhere_too(folder, run_cli, kept):
         known = Store.create(tree, segments, labels, {"layout": "toy"}, 64)
         for slot in SLOTS:
             feature = store.feature(f"{slot}/toy")
-            add_feature(known, slot, feature.vectors(), feature.present)
+            add_feature(known, slot, feature.vectors[:], feature.present)
     n_seen = int((own.split("default").parts[:80] != Part.TEST).sum())
     assert 0 < n_seen < 80
     message = refused(run_cli, "late", "--store", "known.zarr")
@@ -540,7 +540,7 @@ def test_a_store_dealt_alike_is_not_the_runs_own(folder):
 def test_a_feature_of_another_encoder_is_refused(folder, run_cli):
     store = open_store("features.zarr")
     feature = store.feature("audio/toy")
-    add_feature(store, "audio", feature.vectors(), feature.present, parameters={"hop_length": 256})
+    add_feature(store, "audio", feature.vectors[:], feature.present, parameters={"hop_length": 256})
     message = refused(run_cli, "late")
     assert "audio/toy is by another encoder, or another configuration of it" in message and "fingerprint" in message
 
@@ -647,7 +647,7 @@ def test_a_part_where_nobody_has_a_slot_leaves_blanks(folder, evaluate, run_cli)
     store = open_store("features.zarr")
     feature, present = store.feature("midi/toy"), store.feature("midi/toy").present
     present[store.split("default").rows(Part.TEST)] = False
-    add_feature(store, "midi", feature.vectors(), present)
+    add_feature(store, "midi", feature.vectors[:], present)
     found = evaluate("late")["targets"]["energy"]
     assert found["score"]["n"] > 0
     for scored in (found["presence_patterns"]["midi"]["shown"], found["deployments"][2]["deployed"]):

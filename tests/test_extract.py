@@ -27,10 +27,10 @@ from tests.toys import ToyEncoder, ToySource, toy_contents, toy_feature
 
 def contents_of(feature):
     return (
-        feature.vectors().tobytes(),
-        feature.status().tobytes(),
-        feature.input_hashes().tobytes(),
-        feature.failures().tolist(),
+        feature.vectors[:].tobytes(),
+        feature.status.tobytes(),
+        feature.read_input_hashes().tobytes(),
+        feature.failures.tolist(),
     )
 
 
@@ -38,7 +38,7 @@ def test_every_row_ends_in_the_status_that_fits_it():
     feature = toy_feature(MemoryTree(), 6, chunk_rows=4)
     source = ToySource([[1, 2], None, [-1], [], [13], UnreadableInput("no such file")])
     done = extract(feature, ToyEncoder(), source)
-    assert feature.status().tolist() == [
+    assert feature.status.tolist() == [
         Status.PRESENT,
         Status.ABSENT,
         Status.FAILED,
@@ -46,9 +46,9 @@ def test_every_row_ends_in_the_status_that_fits_it():
         Status.FAILED,
         Status.FAILED,
     ]
-    assert feature.failures().tolist() == ["", "", "negative audio", "", "RuntimeError: unlucky", "no such file"]
-    np.testing.assert_allclose(feature.vectors()[0], [2.75, 2.75, 2.75])
-    assert not feature.vectors()[1:].any()
+    assert feature.failures.tolist() == ["", "", "negative audio", "", "RuntimeError: unlucky", "no such file"]
+    np.testing.assert_allclose(feature.vectors[0], [2.75, 2.75, 2.75])
+    assert not feature.vectors[1:].any()
     assert (done.present, done.absent, done.failed, done.encoded) == (1, 2, 3, 1)
     assert [reason for _, reason in done.new_failures] == ["negative audio", "RuntimeError: unlucky", "no such file"]
 
@@ -70,7 +70,7 @@ def test_equal_inputs_are_encoded_once_within_and_across_chunks():
     feature = toy_feature(MemoryTree(), 9, chunk_rows=4)
     done = extract(feature, encoder, ToySource([[1], [2], [1], [1], [2], [3], [3], [1], [4]]))
     assert len(encoder.prepared) == 4 and done.encoded == 4 and done.copied == 5
-    np.testing.assert_array_equal(feature.vectors()[:, 0], [1.5, 3, 1.5, 1.5, 3, 4.5, 4.5, 1.5, 6])
+    np.testing.assert_array_equal(feature.vectors[:, 0], [1.5, 3, 1.5, 1.5, 3, 4.5, 4.5, 1.5, 6])
 
 
 class Framed(ToyEncoder):
@@ -98,8 +98,8 @@ def test_frames_are_pooled_stored_and_copied():
     store = make_store(MemoryTree(), 5, 2)
     feature = store.create_feature("audio/toy", Framed().record.to_dict(), frames=2)
     extract(feature, Framed(), ToySource([[2], [1, 1, 1, 1], [2], None, [-1]]))
-    assert feature.n_frames().tolist() == [1, 2, 1, 0, 0]
-    np.testing.assert_array_equal(feature.frames()[:, :, 0], [[3, 0], [3 * 1.5, 3 * 3.5], [3, 0], [0, 0], [0, 0]])
+    assert feature.n_frames.tolist() == [1, 2, 1, 0, 0]
+    np.testing.assert_array_equal(feature.frames[:, :, 0], [[3, 0], [3 * 1.5, 3 * 3.5], [3, 0], [0, 0], [0, 0]])
 
 
 @settings(max_examples=50, deadline=None)
@@ -132,8 +132,8 @@ def test_a_batch_too_large_for_memory_is_halved():
 
     feature = toy_feature(MemoryTree(), 5, chunk_rows=8)
     extract(feature, Small(), ToySource([[1], [2], [3], [4], [5]]))
-    assert feature.status().tolist() == [1, 1, 1, 1, 3] and sizes[0] == 5
-    assert feature.failures()[4] == "out of memory with this row alone"
+    assert feature.status.tolist() == [1, 1, 1, 1, 3] and sizes[0] == 5
+    assert feature.failures[4] == "out of memory with this row alone"
 
 
 def test_an_audit_passes_what_is_right_and_finds_what_is_not():
@@ -165,8 +165,8 @@ def test_what_changed_is_encoded_again_and_nothing_else():
     encoder = ToyEncoder()
     done = extract(feature, encoder, source)
     assert len(encoder.prepared) == 1 and done.encoded == 1 and done.unchanged == 3
-    np.testing.assert_array_equal(feature.vectors()[:, 0], [0, 3, 4.5, 10.5, 7.5])
-    assert feature.status()[0] == Status.ABSENT
+    np.testing.assert_array_equal(feature.vectors[:, 0], [0, 3, 4.5, 10.5, 7.5])
+    assert feature.status[0] == Status.ABSENT
 
 
 def test_a_changed_row_may_become_what_another_was():
@@ -176,7 +176,7 @@ def test_a_changed_row_may_become_what_another_was():
     extract(feature, ToyEncoder(), source)
     source.contents = [[2], [9]]
     extract(feature, ToyEncoder(), source)
-    np.testing.assert_array_equal(feature.vectors()[:, 0], [3, 13.5])
+    np.testing.assert_array_equal(feature.vectors[:, 0], [3, 13.5])
 
 
 def test_failed_rows_are_tried_again_on_request_or_when_they_change():
@@ -189,7 +189,7 @@ def test_failed_rows_are_tried_again_on_request_or_when_they_change():
         assert len(encoder.prepared) == expected
     source.contents[0] = [5]
     extract(feature, ToyEncoder(), source)
-    assert feature.status().tolist() == [Status.PRESENT, Status.FAILED] and feature.failures()[0] == ""
+    assert feature.status.tolist() == [Status.PRESENT, Status.FAILED] and feature.failures[0] == ""
 
 
 def test_an_item_that_breaks_the_batch_fails_alone():
@@ -201,7 +201,7 @@ def test_an_item_that_breaks_the_batch_fails_alone():
 
     feature = toy_feature(MemoryTree(), 4, chunk_rows=4)
     extract(feature, Picky(), ToySource([[1], [2], [3], [4]]))
-    assert feature.status().tolist() == [1, 3, 1, 1] and feature.failures()[1] == "RuntimeError: cannot take a 2"
+    assert feature.status.tolist() == [1, 3, 1, 1] and feature.failures[1] == "RuntimeError: cannot take a 2"
 
 
 def test_nan_from_an_encoder_is_a_failed_row_never_a_vector():
@@ -213,8 +213,8 @@ def test_nan_from_an_encoder_is_a_failed_row_never_a_vector():
 
     feature = toy_feature(MemoryTree(), 3, chunk_rows=4)
     extract(feature, Broken(), ToySource([[1], [2], [3]]))
-    assert feature.status().tolist() == [1, 3, 1] and "NaN" in feature.failures()[1]
-    assert np.isfinite(feature.vectors()).all()
+    assert feature.status.tolist() == [1, 3, 1] and "NaN" in feature.failures[1]
+    assert np.isfinite(feature.vectors[:]).all()
 
 
 def test_rows_are_saved_while_their_chunk_is_unfinished():
@@ -232,11 +232,11 @@ def test_rows_are_saved_while_their_chunk_is_unfinished():
     with pytest.raises(KeyboardInterrupt):
         extract(feature, FourAtATime(), Stopped(contents), batch_size=2, save_every_seconds=0)
     # rows 5 and 7 were to share a block; row 6 is a copy of row 1
-    assert feature.status().tolist() == [1, 1, 1, 1, 2, 0, 1, 0, 0, 0]
+    assert feature.status.tolist() == [1, 1, 1, 1, 2, 0, 1, 0, 0, 0]
     encoder = FourAtATime()
     done = extract(feature, encoder, ToySource(contents))
     assert len(encoder.prepared) == 3 and (done.encoded, done.copied, done.unchanged) == (3, 1, 6)
-    np.testing.assert_array_equal(feature.vectors()[:, 0], [1.5, 3, 1.5, 4.5, 0, 6, 3, 7.5, 9, 1.5])
+    np.testing.assert_array_equal(feature.vectors[:, 0], [1.5, 3, 1.5, 4.5, 0, 6, 3, 7.5, 9, 1.5])
 
 
 def test_progress_counts_every_row():
@@ -260,9 +260,9 @@ def test_stored_vectors_are_what_the_encoder_says_whatever_the_chunks_and_batche
     extract(feature, ToyEncoder(), source, batch_size=batch_size)
     encoder = ToyEncoder()
     for row in range(n):
-        if feature.status()[row] == Status.PRESENT:
+        if feature.status[row] == Status.PRESENT:
             expected = encoder(encoder.collate([encoder.prepare(source.raw(row))])).pooled[0]
-            np.testing.assert_array_equal(feature.vectors()[row], expected.detach().numpy().astype(np.float16))
+            np.testing.assert_array_equal(feature.vectors[row], expected.detach().numpy().astype(np.float16))
 
 
 @settings(max_examples=25, deadline=None)
@@ -365,8 +365,8 @@ def test_what_equals_an_input_that_is_still_under_way_is_not_encoded_again():
     feature = toy_feature(MemoryTree(), 6, chunk_rows=3)
     done = extract(feature, encoder, Noted([[1], [-1], [], [1], [-1], []]))
     assert len(encoder.prepared) == 3 and (done.encoded, done.copied) == (1, 1)
-    assert feature.status().tolist() == [1, 3, 2] * 2 and feature.failures()[4] == "negative audio"
-    np.testing.assert_array_equal(feature.vectors()[:, 0], [1.5, 0, 0] * 2)
+    assert feature.status.tolist() == [1, 3, 2] * 2 and feature.failures[4] == "negative audio"
+    np.testing.assert_array_equal(feature.vectors[:, 0], [1.5, 0, 0] * 2)
 
 
 def test_equal_inputs_fail_together_now_later_and_when_they_are_tried_again():
@@ -376,10 +376,10 @@ def test_equal_inputs_fail_together_now_later_and_when_they_are_tried_again():
     source.contents[3] = [-1]
     encoder = ToyEncoder()
     extract(feature, encoder, source)
-    assert encoder.prepared == [] and feature.failures().tolist() == ["negative audio", "", "", "negative audio"]
+    assert encoder.prepared == [] and feature.failures.tolist() == ["negative audio", "", "", "negative audio"]
     again = ToyEncoder()
     extract(feature, again, source, retry_failed=True)
-    assert len(again.prepared) == 1 and feature.status().tolist() == [3, 1, 1, 3]
+    assert len(again.prepared) == 1 and feature.status.tolist() == [3, 1, 1, 3]
 
 
 def test_a_write_that_fails_stops_the_run_and_loses_nothing_that_was_written(monkeypatch):
@@ -396,9 +396,9 @@ def test_a_write_that_fails_stops_the_run_and_loses_nothing_that_was_written(mon
     monkeypatch.setattr(feature, "write_chunk", full)
     with pytest.raises(DiskError, match="no space left"):
         extract(feature, ToyEncoder(), source)
-    assert len(writes) == 3 and feature.status().tolist() == [1] * 4 + [0] * 8
+    assert len(writes) == 3 and feature.status.tolist() == [1] * 4 + [0] * 8
     extract(feature, ToyEncoder(), source)
-    np.testing.assert_array_equal(feature.vectors()[:, 0], 1.5 * np.arange(1, 13))
+    np.testing.assert_array_equal(feature.vectors[:, 0], 1.5 * np.arange(1, 13))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -408,5 +408,5 @@ def test_a_gpu_gives_what_the_cpu_gives():
     for device in ("cpu", "cuda"):
         feature = toy_feature(MemoryTree(), 40, chunk_rows=16)
         extract(feature, ToyEncoder().to(device), ToySource(contents), batch_size=3)
-        stores.append(feature.vectors())
+        stores.append(feature.vectors[:])
     np.testing.assert_allclose(*stores, rtol=2**-10)

@@ -26,7 +26,7 @@ from fusion import checkpoint
 from fusion.config import FinetuningConfig, load_config
 from fusion.end_to_end import EndToEnd, EndToEndData, without_vectors
 from fusion.evaluate import patterns
-from fusion.finetune import finetune
+from fusion.finetuning import finetune
 from fusion.identity import rounding_effect
 from fusion.live_slots import live_slots
 from fusion.load_run import load_features, load_run

@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors import safe_open
 
-import fusion.fit as fit_module
+import fusion.fitting as fit_module
 from featurize.config import SplitConfig
 from featurize.splits import make_splits
 from fusion import baselines
 from fusion.config import validated
 from fusion.data import SegmentData, choose_features, load_segments
-from fusion.fit import fit
+from fusion.fitting import fit
 from fusion.metrics import headline_metric, score
 from fusion.targets import load_targets
 from stores.base import STRING

@@ -93,7 +93,7 @@ def test_a_block_of_zeros_is_damage_not_zeros(store_path):
     (damage,) = verify(open_store(store_path))
     assert str(damage).startswith("audio/toy: vectors, chunk 1, rows 512 to 1023: ") and "checksum" in damage.reason
     with pytest.raises(DamagedStore, match="cli verify"):
-        open_store(store_path)["audio/toy"].vectors()
+        open_store(store_path)["audio/toy"].vectors[:]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
@@ -120,7 +120,7 @@ def test_killed_at_random_moments_the_store_ends_with_the_same_contents(tmp_path
 
     reference = new("never.h5")
     featurize_in_place(reference)
-    whole = open_store(reference)["audio/toy"].vectors()
+    whole = open_store(reference)["audio/toy"].vectors[:]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.test_hdf5"])
     moments = random.Random(0)
@@ -135,8 +135,8 @@ def test_killed_at_random_moments_the_store_ends_with_the_same_contents(tmp_path
             os.kill(process.pid, signal.SIGKILL)
         process.join()
         seen = open_store(killed)["audio/toy"]
-        present = seen.status() == Status.PRESENT
-        assert (seen.vectors()[present] == whole[present]).all()
+        present = seen.status == Status.PRESENT
+        assert (seen.vectors[present] == whole[present]).all()
         died += process.exitcode == -signal.SIGKILL
         if died == KILLS:
             break
@@ -219,10 +219,10 @@ def test_two_processes_write_their_chunks_while_a_third_reads(tmp_path):
         writer.start()
     while any(writer.is_alive() for writer in writers):
         seen = open_store(path)["audio/toy"]
-        status = seen.status()
-        assert (seen.vectors()[status == 1, 0] == np.flatnonzero(status == 1)).all()
+        status = seen.status
+        assert (seen.vectors[status == 1, 0] == np.flatnonzero(status == 1)).all()
     assert [writer.exitcode for writer in writers] == [0, 0]
-    np.testing.assert_array_equal(open_store(path)["audio/toy"].vectors()[:, 0], np.arange(24))
+    np.testing.assert_array_equal(open_store(path)["audio/toy"].vectors[:, 0], np.arange(24))
     assert list(verify(open_store(path))) == []
 
 

@@ -39,7 +39,7 @@ def test_each_row_is_present_absent_or_failed_with_a_reason(project, run_cli):
     assert list(verify(store)) == []
     for feature, modality in (("audio/mel_stats", "audio"), ("midi/midi_stats", "midi")):
         is_kind = np.array([FORMATS[medium.kind] == modality for medium in media])
-        status, reasons = store[feature].status(), store[feature].failures()
+        status, reasons = store[feature].status, store[feature].failures
         assert (status[~is_kind] == Status.ABSENT).all() and (status != Status.PENDING).all()
         for medium, state, reason in zip(media, status, reasons, strict=True):
             assert (state == Status.FAILED) == bool(reason) and "\n" not in reason, (medium, reason)

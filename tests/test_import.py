@@ -81,8 +81,8 @@ def test_the_users_parquet_makes_a_store(project, run_cli, store_name):
     store = open_store(store_name)
     vectors, present = lyric_of(columns)
     feature = store["text/lyric_embedding"]
-    assert feature.present.tolist() == present.tolist() and (feature.vectors() == vectors).all()
-    assert set(feature.status().tolist()) == {Status.PRESENT, Status.ABSENT}
+    assert feature.present.tolist() == present.tolist() and (feature.vectors[:] == vectors).all()
+    assert set(feature.status.tolist()) == {Status.PRESENT, Status.ABSENT}
     assert store["concept/concept_embedding"].present.all()
     assert store.groups[5] == "song 1" and store.segment_column("end_seconds")[3] == 8
     assert store.label_names() == ["mood_prob_happy", "mood_prob_sad", "color_probs", "confidence", "genre"]
@@ -103,7 +103,7 @@ def test_whatever_list_type_the_column_has_the_vectors_are_the_same(imported, ru
     write_parquet(imported / "other.parquet", columns)
     run_cli("import", "other.parquet", "--column", "lyric_embedding=text/other")
     store = open_store("features.zarr")
-    assert (store["text/other"].vectors() == store["text/lyric_embedding"].vectors()).all()
+    assert (store["text/other"].vectors[:] == store["text/lyric_embedding"].vectors[:]).all()
     assert store["text/other"].fingerprint != store["text/lyric_embedding"].fingerprint  # another file
 
 
@@ -147,8 +147,8 @@ def test_a_second_file_joins_by_id_in_any_order_and_counts_who_is_missing(import
     assert feature["present"] == 29 and feature["absent"] == {"flag false": 1, "not in the file": 10}
     assert feature["unknown_ids"] == 2 and feature["unknown_examples"] == ["stranger", "s99"]
     stored = open_store("features.zarr")["audio/audio_embedding"]
-    assert (stored.vectors()[order[:29]] == vectors[:29]).all()
-    assert stored.status()[order[29]] == Status.ABSENT and (stored.status() != Status.PENDING).all()
+    assert (stored.vectors[order[:29]] == vectors[:29]).all()
+    assert stored.status[order[29]] == Status.ABSENT and (stored.status != Status.PENDING).all()
     output = run_cli("import", "clap.parquet", "--replace").output
     assert "2 ids of the file" in output and "'stranger', 's99'" in output
 
@@ -176,7 +176,7 @@ def test_hdf5_and_npz(imported, run_cli, name, write):
     assert "audio/audio_embedding: 38 present, 2 absent (flag false 1, all zero 1)" in output
     stored = open_store("features.zarr")["audio/audio_embedding"]
     expected = np.where(flags[:, None], vectors, 0).astype(np.float16)[::-1]
-    assert (stored.vectors() == expected).all()
+    assert (stored.vectors[:] == expected).all()
 
 
 def test_what_the_user_says_of_the_encoder_is_what_makes_two_files_one_encoders(imported, run_cli):
@@ -397,7 +397,7 @@ def test_large_numbers_are_kept_in_float32(imported, run_cli):
     columns = {"id": pa.array(IDS), "audio_embedding": pa.array([[1e6, 2.0]] * N)}
     write_parquet(imported / "large.parquet", columns)
     assert "2 x float32" in run_cli("import", "large.parquet").output
-    assert (open_store("features.zarr")["audio/audio_embedding"].vectors() == [1e6, 2.0]).all()
+    assert (open_store("features.zarr")["audio/audio_embedding"].vectors[:] == [1e6, 2.0]).all()
 
 
 def test_no_row_is_a_python_object_on_its_way(tmp_path):

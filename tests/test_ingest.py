@@ -15,7 +15,7 @@ import soundfile
 
 from featurize.config import ColumnsConfig, DataConfig, TargetConfig
 from featurize.errors import SourceError
-from featurize.ingest import Severity, check, write_store
+from featurize.ingestion import Severity, check, write_store
 from featurize.segments import RawText, UnreadableInput
 from featurize.sources import open_source
 from featurize.stated_times import BLOBS_LOOKED_AT, PAIRS_MEASURED
@@ -191,9 +191,9 @@ def test_a_dataset_that_grew_keeps_what_was_encoded(tmp_path):
     assert what == "grown" and grown.ids.tolist() == list("xeadbcy") and grown.chunk_rows == 2
     carried = grown["audio/toy"]
     assert carried.fingerprint == feature.fingerprint and carried.state()["w"].tolist() == [0, 1, 2]
-    np.testing.assert_array_equal(carried.vectors()[:, 0], [0, 5, 1, 4, 2, 3, 0])
-    np.testing.assert_array_equal(carried.status(), [0, 1, 1, 1, 1, 1, 0])
-    np.testing.assert_array_equal(carried.input_hashes()[:, 0], [0, 5, 1, 4, 2, 3, 0])
+    np.testing.assert_array_equal(carried.vectors[:, 0], [0, 5, 1, 4, 2, 3, 0])
+    np.testing.assert_array_equal(carried.status, [0, 1, 1, 1, 1, 1, 0])
+    np.testing.assert_array_equal(carried.read_input_hashes()[:, 0], [0, 5, 1, 4, 2, 3, 0])
     np.testing.assert_array_equal(grown.split("default").parts, [255, 0, 0, 0, 1, 2, 255])
     assert list(verify(grown)) == []
 
@@ -299,8 +299,8 @@ def test_the_same_songs_as_split_parquet_give_the_same_store(demo_data, tmp_path
     assert one.features() == two.features() == ["audio/mel_stats", "midi/midi_stats", "text/lsa"]
     for name in one.features():
         assert one[name].fingerprint == two[name].fingerprint
-        np.testing.assert_array_equal(one[name].status(), two[name].status())
-        np.testing.assert_array_equal(one[name].vectors(), two[name].vectors(), err_msg=name)
+        np.testing.assert_array_equal(one[name].status, two[name].status)
+        np.testing.assert_array_equal(one[name].vectors[:], two[name].vectors[:], err_msg=name)
         assert one[name].present.sum() > 10
     assert two["audio/mel_stats"].present.sum() == 41  # 48 less 15%, the shares of the demo
 

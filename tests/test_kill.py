@@ -58,8 +58,8 @@ def test_killed_at_random_moments_the_store_ends_with_the_same_bytes(tmp_path):
             os.kill(process.pid, signal.SIGKILL)
         process.join()
         seen = open_store(killed)["audio/toy"]
-        present = seen.status() == Status.PRESENT  # whatever is marked present is right, at any moment
-        assert (seen.vectors()[present] == whole.vectors()[present]).all()
+        present = seen.status == Status.PRESENT  # whatever is marked present is right, at any moment
+        assert (seen.vectors[present] == whole.vectors[present]).all()
         if process.exitcode == -signal.SIGKILL:
             died += 1
             if died == KILLS:

@@ -660,7 +660,7 @@ def test_only_some_features(features, run_cli):
     [
         (["--split", "nope"], "no split 'nope'; it has default, leaky"),
         (["--feature", "audio/clap"], "no feature 'audio/clap'; it has audio/mel_stats"),
-        (["--feature", "clap"], "--feature takes SLOT/NAME"),
+        (["--feature", "clap"], "named SLOT/NAME"),
         (["--target", "tempo"], "no label 'tempo'; it has"),
         (["--seeds", "0"], "--seeds"),
     ],

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusion.config import validated
-from fusion.fit import fit
+from fusion.fitting import fit
 from fusion.leak_scores import compare_splits, deal_segments
 from fusion.metrics import METRICS, GroupBootstrap, interval
 from fusion.targets import Target
@@ -154,7 +154,12 @@ def test_without_a_label_on_either_side_there_is_no_difference():
     feature, old = without.open_feature("audio/toy", {**RECORD, "width": WIDTH}), store.feature("audio/toy")
     for chunk in feature.chunks():
         feature.write_chunk(
-            chunk, np.array(chunk), old.vectors(chunk), old.status(chunk), old.input_hashes(chunk), [""] * len(chunk)
+            chunk,
+            np.array(chunk),
+            old.read_vectors(chunk),
+            old.read_status(chunk),
+            old.read_input_hashes(chunk),
+            [""] * len(chunk),
         )
     without.write_split(store.split("default"))
     mood = compare_splits(without, config())["targets"]["mood"]

@@ -35,12 +35,12 @@ def test_from_real_clips_to_two_results(project, data, run_cli):
             "0 encoded, 0 copied from equal inputs, 120 unchanged" in run_cli("featurize", "--encoder", encoder).output
         )
 
-    before = open_store("features.zarr")["text/lsa"].vectors()
+    before = open_store("features.zarr")["text/lsa"].vectors[:]
     lyric = data / "lyrics" / "445.txt"
     lyric.write_text(lyric.read_text("utf-8") + "and one more line about the rain\n", "utf-8")
     assert "1 encoded, 0 copied from equal inputs, 119 unchanged" in run_cli("featurize", "--encoder", "lsa").output
     store = open_store("features.zarr")
-    changed = np.flatnonzero((store["text/lsa"].vectors() != before).any(axis=1))
+    changed = np.flatnonzero((store["text/lsa"].vectors[:] != before).any(axis=1))
     assert store.ids[changed].tolist() == ["445"]
 
     for fusion in ("gated", "late"):

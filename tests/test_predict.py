@@ -22,10 +22,10 @@ from featurize.encoders import build_encoder
 from featurize.errors import ConfigError, SourceError, UnknownName
 from featurize.segments import RawAudio, RawMidi, RawText
 from featurize.trained import save_trained
-from fusion import predict as module
+from fusion import predictor as module
 from fusion.load_run import load_features, load_run
-from fusion.predict import Predictor, open_data
 from fusion.prediction_file import new_file
+from fusion.predictor import Predictor, open_data
 from stores import open_store
 from stores.errors import StoreError, TriadError
 from stores.feature import Status
@@ -120,9 +120,9 @@ def test_every_way_gives_the_same_numbers(run, folder, demo_data):
     vectors, frames = {}, {}
     for slot, name in predictor.run.features.items():
         feature = store.feature(name)
-        vectors[slot] = np.where(feature.present[:, None], feature.vectors(), np.nan)
+        vectors[slot] = np.where(feature.present[:, None], feature.vectors[:], np.nan)
         if slot in predictor.run.frame_slots:
-            frames[slot] = (feature.frames(), feature.n_frames())
+            frames[slot] = (feature.frames[:], feature.n_frames)
     assert predictor.predict_vectors(vectors, frames=frames, ids=source.ids).equals(of_store)
     assert bool(frames) == (run == "framed")
 
@@ -229,7 +229,7 @@ def test_nothing_at_all_has_a_prediction(folder):
 def test_rows_that_are_not_featurized_yet_count_as_missing_and_are_told(folder, run_cli):
     store = open_store("features.zarr")
     feature = store["audio/mel_stats"]
-    status = feature.status()
+    status = feature.status
     there = int((status == Status.PRESENT).sum())
     first = int(np.flatnonzero(status == Status.PRESENT)[0])
     status[first] = Status.PENDING
@@ -425,7 +425,7 @@ def test_the_numbers_of_what_is_missing_are_never_read(finished, hidden):
     store = open_store(finished / "features.zarr")
     here = ~np.array(hidden)
     features = predictor.run.features.items()
-    full = {slot: store.feature(name).vectors()[: len(here)].astype(np.float32) for slot, name in features}
+    full = {slot: store.feature(name).vectors[: len(here)].astype(np.float32) for slot, name in features}
     vectors = {
         slot: np.where(here[:, column, None], full[slot], np.nan)
         for column, slot in enumerate(full)

@@ -111,7 +111,7 @@ def test_a_repair_that_is_killed_leaves_rows_pending_or_damaged_and_is_done_agai
     with pytest.raises(KeyboardInterrupt):
         mark_damaged_pending(store, store["audio/toy"])
     seen = open_store(path)["audio/toy"]
-    assert (seen.status(range(12, 24)) == Status.PENDING).all()
+    assert (seen.read_status(range(12, 24)) == Status.PENDING).all()
     assert featurize_in_place(path, repair=True) == [range(12, 24)]
     assert every_file(path) == whole
 
@@ -228,6 +228,6 @@ def test_frames_that_are_gone_are_damage_not_zeros(tmp_path, array):
     (tmp_path / "features.zarr/features/audio/toy" / array).unlink()
     feature = open_store(tmp_path / "features.zarr")["audio/toy"]
     with pytest.raises(DamagedStore, match="are gone"):
-        feature.frames() if array.startswith("frames") else feature.n_frames()
+        feature.frames[:] if array.startswith("frames") else feature.n_frames
     assert len(mark_damaged_pending(open_store(tmp_path / "features.zarr"), feature)) == 1
-    assert not feature.frames().any() and not feature.present.any()
+    assert not feature.frames[:].any() and not feature.present.any()

@@ -24,7 +24,7 @@ import fusion.report
 from featurize.config import SplitConfig
 from featurize.splits import make_splits
 from fusion.config import Config
-from fusion.fit import fit
+from fusion.fitting import fit
 from fusion.report import write_report
 from fusion.report.headline import best_single_slot, headline, slots_alone
 from fusion.report.words import bounds, number, pattern_label, signed

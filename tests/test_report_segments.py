@@ -179,7 +179,7 @@ def test_data_health_counts_what_failed(project, run_cli):
     page = re.sub(r"<[^>]+>", " ", page_of())
     feature = open_store(Path("features.zarr"))["midi/midi_stats"]
     present = int(feature.present.sum())
-    distinct = len(np.unique(feature.input_hashes()[feature.present], axis=0))
+    distinct = len(np.unique(feature.read_input_hashes()[feature.present], axis=0))
     assert f"midi/midi_stats {present} {48 - present} 0 0 {distinct} " in " ".join(page.split())
     assert "across the parts of split default" in page
 

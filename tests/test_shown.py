@@ -195,7 +195,7 @@ def onnx_gives_what_the_run_gives(reader: Reader) -> None:
 
 
 def batches_tell_what_is_missing(reader: Reader) -> None:
-    status = open_store("features.zarr")["midi/midi_stats"].status()
+    status = open_store("features.zarr")["midi/midi_stats"].status
     assert f"'ABSENT': {(status == Status.ABSENT).sum()}" in reader.output
     assert reader.names["rows"].tolist() == reader.names["data"].rows.tolist()
     assert len(reader.names["batch"]["failures"])

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from featurize.config import DataConfig
-from featurize.ingest import check, describe_source
+from featurize.ingestion import check, describe_source
 from featurize.midi import read_midi
 
 

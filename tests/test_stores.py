@@ -91,7 +91,7 @@ def test_a_flipped_byte_is_found_and_named(store, tmp_path):
     (damage,) = verify(store)
     assert str(damage).startswith("audio/toy: vectors, chunk 1, rows 4 to 7: ") and "checksum" in damage.reason
     with pytest.raises(DamagedStore, match="cli verify"):
-        store["audio/toy"].vectors()
+        store["audio/toy"].vectors[:]
 
 
 def test_every_file_of_the_store_is_covered(store, tmp_path):
@@ -112,11 +112,11 @@ def test_a_missing_chunk_is_damage_not_zeros(store, tmp_path, array):
     assert damage.reason == "missing" and (damage.start, damage.stop) == (0, 4)
     if array.startswith("vectors"):
         with pytest.raises(DamagedStore, match="rows 0 to 3: the vectors are gone"):
-            store["audio/toy"].vectors()
+            store["audio/toy"].vectors[:]
 
 
 def test_a_chunk_never_written_is_pending_not_damage(store):
-    assert store["audio/toy"].status().tolist() == [1] * 8 + [0, 0] and list(verify(store)) == []
+    assert store["audio/toy"].status.tolist() == [1] * 8 + [0, 0] and list(verify(store)) == []
 
 
 def test_a_new_store_appears_whole_or_not_at_all(tmp_path):

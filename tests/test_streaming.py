@@ -20,12 +20,12 @@ import fusion.streaming
 from benchmarks.streaming import main as benchmark
 from benchmarks.streaming import make_store
 from featurize.errors import ConfigError
-from fusion.ablate import ablate
+from fusion.ablation import ablate
 from fusion.baselines import concatenation, linear
 from fusion.checkpoint import Checkpoint
 from fusion.config import FusionConfig, TrainingConfig, validated
 from fusion.data import SegmentData, load_segments
-from fusion.fit import fit
+from fusion.fitting import fit
 from fusion.memory import feature_bytes, memory_bytes, too_large
 from fusion.model import Moments
 from fusion.modules import Frames

@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import fusion.tracking as tracking
-from fusion.ablate import ablate
+from fusion.ablation import ablate
 from fusion.config import Config, load_config, validated
-from fusion.fit import Run, fit
+from fusion.fitting import Run, fit
 from fusion.report_parts import PLAIN
 from fusion.tracking import TRACKERS, open_trackers
 from fusion.tracking.base import PROJECT, Point, TrackedRun

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from featurize.audio import Waveform, load_mono
 from featurize.midi import Score, read_midi
 from featurize.segments import RawAudio, RawMidi, RawText
+from featurize.user_code import code_facts
 
 Item = Any  # what `prepare` returns: numpy arrays, or a dict of them; picklable
 Batch = dict[str, Tensor]
@@ -53,6 +54,8 @@ class EncoderRecord:
     parameters: every preprocessing, windowing and pooling choice, with units in the names.
     libraries: versions of the packages that touch the numbers.
     trained_on: what a fitted or trained encoder saw (`split`, `n_segments`, `ids_sha256`, `labels`), else `None`.
+    code: `module` and `sha256` of the file of a class that does not come with this package; `None`, and not written,
+    for those that do.
     """
 
     encoder: str
@@ -64,10 +67,14 @@ class EncoderRecord:
     precision: str = "fp32"
     libraries: Mapping[str, str] = field(default_factory=dict)
     trained_on: Mapping[str, Any] | None = None
+    code: Mapping[str, str] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As the store keeps it: plain values."""
-        return asdict(self)
+        """As the store keeps it: plain values; without `code` where that is ours."""
+        facts = asdict(self)
+        if self.code is None:
+            del facts["code"]
+        return facts
 
 
 class Encoder(nn.Module, ABC):
@@ -139,7 +146,8 @@ class Encoder(nn.Module, ABC):
     def weights(self) -> dict[str, str]:
         """Source, revision and SHA-256 of the weights; empty for an encoder that has none."""
         state = self.state_arrays()
-        return {**(self.loaded_from or {"source": "fitted"}), "sha256": arrays_sha256(state)} if state else {}
+        source = {"source": "fitted" if self.must_fit else "built by its class"}
+        return {**(self.loaded_from or source), "sha256": arrays_sha256(state)} if state else {}
 
     def state_arrays(self) -> dict[str, np.ndarray]:
         """Weights as numpy arrays by name, each of its own shape (…)."""
@@ -165,6 +173,7 @@ class Encoder(nn.Module, ABC):
             precision=self.precision,
             libraries={name: _library_version(name) for name in self.libraries},
             trained_on=self.trained_on,
+            code=code_facts(type(self)),
         )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from featurize.config import FeaturizeConfig
 from featurize.errors import SplitError
-from featurize.ingest import check_source
+from featurize.ingestion import check_source
 from featurize.labels import could_be_target
 from featurize.sources import Source
 from featurize.splits import make_splits

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from featurize.ingest import EXAMPLES, Problem, Severity
+from featurize.ingestion import EXAMPLES, Problem, Severity
 
 ROWS_SHOWN = 20
 

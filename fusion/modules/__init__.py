@@ -1,4 +1,7 @@
-"""The fusion strategies, by name. Adding one is adding a file and a line here."""
+"""The fusion strategies, by name. Adding one is adding a file and a line here.
+
+Others come from the user's own file, `my_fusion.py:MyFusion`, and from installed packages (`featurize.user_code`).
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from featurize.errors import ConfigError, UnknownName
+from featurize.user_code import is_ours
+from fusion.known_fusions import USER_FUSIONS
 from fusion.modules.base import Frames, Fused, MultimodalFusion
 from fusion.modules.bottleneck import BottleneckFusion
+from fusion.modules.check import check_fusion
 from fusion.modules.cross_attention import CrossModalAttention
 from fusion.modules.early import EarlyFusion
 from fusion.modules.gated import GatedFusion
@@ -27,7 +33,9 @@ __all__ = [
     "LowRankFusion",
     "MultimodalFusion",
     "build_fusion",
+    "check_fusion",
     "fusion_class",
+    "sound_fusion",
 ]
 
 FUSIONS: dict[str, type[MultimodalFusion]] = {
@@ -42,10 +50,21 @@ COMMON = ("widths", "hidden_dim", "dropout", "attention_heads")  # all else that
 
 
 def fusion_class(name: str) -> type[MultimodalFusion]:
-    """Raises `UnknownName`."""
-    if name not in FUSIONS:
-        raise UnknownName("fusion", name, FUSIONS)
-    return FUSIONS[name]
+    """The class behind `name`. Raises `UnknownName`, which lists the known ones, `CodeNotAllowed` on others' code."""
+    if name in FUSIONS:
+        return FUSIONS[name]
+    found: type[MultimodalFusion] | None = USER_FUSIONS.find(name)
+    if found is None:
+        raise UnknownName("fusion", name, [*FUSIONS, *USER_FUSIONS.installed()])
+    return found
+
+
+def sound_fusion(name: str, options: Mapping[str, Any]) -> type[MultimodalFusion]:
+    """The class, after a look at whether one of others keeps the contract. Raises `ConfigError` where it does not."""
+    cls = fusion_class(name)
+    if not is_ours(cls):
+        check_fusion(cls, options)
+    return cls
 
 
 def build_fusion(

@@ -54,10 +54,10 @@ def data_health(material: Material, split_name: str) -> DataHealth | None:
 
 
 def _health(feature: Feature) -> FeatureHealth:
-    status = feature.status()
-    reasons, counts = np.unique(feature.failures()[status == Status.FAILED], return_counts=True)
+    status = feature.status
+    reasons, counts = np.unique(feature.failures[status == Status.FAILED], return_counts=True)
     order = np.argsort(-counts, kind="stable")[:3]
-    digests = feature.input_hashes()[status == Status.PRESENT]
+    digests = feature.read_input_hashes()[status == Status.PRESENT]
     known = digests[digests.any(axis=1)]
     return FeatureHealth(
         feature.name,

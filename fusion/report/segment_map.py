@@ -50,9 +50,9 @@ def build_map(
     features, statuses = [], {}
     for slot, name in material.features.items():
         feature = store.feature(name)
-        status = feature.status()
+        status = feature.status
         present = rows[status[rows] == Status.PRESENT]
-        placed = place(feature.vectors()[present], parts.projection)
+        placed = place(feature.vectors[present], parts.projection)
         xy = np.full((store.n_segments, 2), NOWHERE, np.uint16)
         xy[present] = quantized(placed.xy)
         features.append({"name": name, "slot": slot, "said": placed.said, "xy": array_base64(xy[rows])})

@@ -23,10 +23,16 @@ TRACKERS: dict[str, type[Tracker]] = {
 }
 
 
-def open_trackers(names: Iterable[str]) -> list[Tracker]:
-    """Trackers by name, each once. Raises `UnknownName`, and `ConfigError` where a package is not installed."""
+def open_trackers(names: Iterable[str | Tracker]) -> list[Tracker]:
+    """Trackers by name, each once; what is a tracker already stays as it is.
+
+    Raises `UnknownName`, and `ConfigError` where a package is not installed.
+    """
     found: list[Tracker] = []
     for name in dict.fromkeys(names):
+        if isinstance(name, Tracker):
+            found.append(name)
+            continue
         if name not in TRACKERS:
             raise UnknownName("tracker", name, TRACKERS)
         package = TRACKERS[name].package

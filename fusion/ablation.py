@@ -30,17 +30,19 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from featurize.errors import ConfigError, UnknownName
 from featurize.segments import MODALITIES
+from featurize.user_code import check_importable, code_facts, is_ours
 from fusion import baselines
 from fusion.cell_pool import run_cells
 from fusion.config import Config, FusionConfig, TrainingConfig
 from fusion.data import SegmentData, choose_features, load_segments
 from fusion.digest import digest
 from fusion.evaluate import patterns
-from fusion.fit import PARTS, open_splits
+from fusion.fitting import PARTS, open_splits
 from fusion.leaks import check_encoders
 from fusion.memory import read_into_memory
-from fusion.modules import FUSIONS, fusion_class
+from fusion.modules import FUSIONS, fusion_class, sound_fusion
 from fusion.report import write_ablation_report
+from fusion.result import Ablation
 from fusion.runs import check_name, environment, write_config, write_json, write_model
 from fusion.shapley import LINEAR, MAJORITY, MASK_ONLY, TABLES, Cell, Finished, Model, TargetTables, write_rows
 from fusion.targets import Target, load_targets
@@ -58,16 +60,6 @@ TABLES_IN_JSON = ("summary", "comparisons", "shapley")  # the results have a row
 Outputs = Mapping[str, list[np.ndarray]]  # part -> by target, (n, K)
 Grid = Mapping[Model, Sequence[int | None]]  # model -> its seeds
 Progress = Callable[[Cell, float, int, int], None]  # a cell, its validation score, cells run, cells to run
-
-
-@dataclass(frozen=True)
-class Ablation:
-    """folder: where everything stands. metrics: what `metrics.json` holds. n_run: cells that were not there before."""
-
-    folder: Path
-    metrics: dict[str, Any]
-    n_cells: int
-    n_run: int
 
 
 @dataclass(frozen=True)
@@ -113,6 +105,8 @@ def ablate(
     """
     folder = ablations / check_name(ablations, name, overwrite=True)
     opened = open_ablation(store, config, folder, fusions, subsets, split_name, allow_pending, allow_leak)
+    for fusion in opened.fusions if workers else ():
+        check_importable(fusion_class(fusion))
     cells, groups = opened.cells, opened.cells.data.groups
     tables = [TargetTables(i, target, groups, config.training.bootstrap) for i, target in enumerate(cells.targets)]
     slots = {slot: feature.partition("/")[2] for slot, feature in opened.features.items()}
@@ -180,7 +174,7 @@ def open_ablation(
     fusions = list(dict.fromkeys(FUSIONS if fusions is None else fusions))
     if not fusions:
         raise ConfigError(f"No fusion to try. Name some: --fusion {','.join(FUSIONS)}")
-    classes = [fusion_class(fusion) for fusion in fusions]
+    classes = [sound_fusion(fusion, options_for(fusion, config.model.fusion)) for fusion in fusions]
     known = {option for fusion in fusions for option in _parameters(fusion)}
     for option in config.model.fusion.options:
         if option not in known:
@@ -254,9 +248,12 @@ class Cells:
             "targets": digest(self.targets),
             "split": digest(self.splits[cell.fold].parts),
         }
-        if cell.model.name in FUSIONS:
+        if is_fusion(cell.model.name):
             fusion, training = self._settings(cell.model)
-            facts["code"] = _code_digest("fusion.train", FUSIONS[cell.model.name].__module__)
+            cls = fusion_class(cell.model.name)
+            facts["code"] = _code_digest("fusion.train", *([cls.__module__] if is_ours(cls) else []))
+            if not is_ours(cls):
+                facts["fusion_code"] = code_facts(cls)
             facts["fusion"] = fusion.model_dump(mode="json", exclude={"features", "slots"})
             facts["training"] = training.model_dump(mode="json", exclude={"seeds", "bootstrap", "stream"})
         return self.folder / f"{digest(facts)[:32]}.safetensors"
@@ -274,7 +271,7 @@ class Cells:
         """Train or fit it and keep what it predicts. On one thread: no number then depends on how many there are."""
         started = time.perf_counter()
         with threadpool_limits(1):
-            outputs, facts = self._train(cell) if cell.model.name in FUSIONS else (self._fit_baseline(cell), {})
+            outputs, facts = self._train(cell) if is_fusion(cell.model.name) else (self._fit_baseline(cell), {})
         facts |= {"model": cell.model.name, "slots": cell.model.slots, "seed": cell.seed}
         facts |= {"split": self.splits[cell.fold].name, "seconds": time.perf_counter() - started}
         tensors = {
@@ -327,17 +324,22 @@ class Cells:
         return {(slot, frames): digest(data.only([slot])) for frames, data in read.items() for slot in data.slots}
 
 
+def is_fusion(model: str) -> bool:
+    """Whether a model of this name is trained, and no baseline."""
+    return model not in (LINEAR, MASK_ONLY, MAJORITY)
+
+
 def options_for(fusion: str, config: FusionConfig) -> dict[str, Any]:
     """Those of the configured options that this fusion has; the others are for other fusions."""
     return {option: value for option, value in config.options.items() if option in _parameters(fusion)}
 
 
 def _parameters(fusion: str) -> list[str]:
-    return list(inspect.signature(FUSIONS[fusion]).parameters)
+    return list(inspect.signature(fusion_class(fusion)).parameters)
 
 
 def _reads_frames(model: Model) -> bool:
-    return model.name in FUSIONS and FUSIONS[model.name].reads_frames
+    return is_fusion(model.name) and fusion_class(model.name).reads_frames
 
 
 def _cells_of(model: Model, seeds: Sequence[int | None], n_folds: int) -> list[Cell]:

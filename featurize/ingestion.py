@@ -77,20 +77,28 @@ class Ingest:
         return [problem for problem in self.problems if problem.severity is Severity.ERROR]
 
 
-def check(path: Path, config: DataConfig, targets: Iterable[TargetConfig] = ()) -> Ingest:
-    """Read the table at `path` and look at every row and into some media. Raises `SourceError` where it is unusable."""
-    return check_source(open_source(path, config), config, targets)
+def check(path: Path, config: DataConfig, targets: Iterable[TargetConfig] = (), workers: int = 1) -> Ingest:
+    """Read the table at `path` and look at every row and into some media. Raises `SourceError` where it is unusable.
+
+    workers: processes that read media, which a hostile file may kill; 0 for this one.
+    """
+    return check_source(open_source(path, config), config, targets, workers=workers)
 
 
 def check_source(
-    source: Source, config: DataConfig, targets: Iterable[TargetConfig] = (), *, with_media: bool = True
+    source: Source,
+    config: DataConfig,
+    targets: Iterable[TargetConfig] = (),
+    *,
+    with_media: bool = True,
+    workers: int = 1,
 ) -> Ingest:
     """As `check`, of a source that is open. with_media: false where the segments have vectors in place of raw data."""
     found = check_table(source)
     if with_media:
         _check_media(found)
         if not found.errors:  # it reads media, where the table says they are
-            _check_stated_times(found)
+            _check_stated_times(found, workers)
     labels, skipped = _read_labels(source, config, list(targets))
     _check_labels(found, labels, skipped)
     texts = {"id": source.ids, "group": source.groups}
@@ -268,9 +276,9 @@ def _check_media(found: Ingest) -> None:
             _problem(found, Severity.WARNING, f"{FLAGS[modality]}, but the id is in no media file", rows, remedy)
 
 
-def _check_stated_times(found: Ingest) -> None:
+def _check_stated_times(found: Ingest, workers: int) -> None:
     source = found.source
-    for finding in compare_times(source, found.presence):
+    for finding in compare_times(source, found.presence, workers):
         rows = [f"{_show(source, row)}: {seen}" for row, seen in finding.rows.items()]
         _problem(found, Severity.NOTE if finding.is_harmless else Severity.WARNING, finding.what, rows, finding.remedy)
 

@@ -29,7 +29,7 @@ import pyarrow as pa
 from featurize.alignment import Correction
 from featurize.config import DataConfig
 from featurize.errors import ConfigError, SourceError, UnknownName
-from featurize.ingest import check_table
+from featurize.ingestion import check_table
 from featurize.segments import Raw, RawAudio, RawMidi, RawText, UnreadableInput
 from featurize.sources import Source, open_source
 from fusion.load_run import LoadedRun, check_features, load_run, load_temperatures
@@ -91,7 +91,7 @@ class Predictor:
         """What about these data may not be as one thinks."""
         if isinstance(data, Store):
             check_features(self.run, data, self.slots)
-            pending = {slot: data.feature(self.run.features[slot]).status() == Status.PENDING for slot in self.slots}
+            pending = {slot: data.feature(self.run.features[slot]).status == Status.PENDING for slot in self.slots}
             return [
                 f"{self.run.features[slot]}: {int(rows.sum()):,} rows are not featurized yet, and count as missing."
                 for slot, rows in pending.items()

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from featurize.errors import SplitError
 from featurize.splits import check_split, fold_names
+from featurize.user_code import code_facts
 from fusion import baselines
 from fusion.checkpoint import Checkpoint
 from fusion.config import Config, FusionConfig, TrainingConfig
@@ -24,10 +25,11 @@ from fusion.gaps import gaps
 from fusion.leaks import check_encoders
 from fusion.memory import feature_bytes
 from fusion.metrics import headline_metric, score
-from fusion.modules import fusion_class
+from fusion.modules import fusion_class, sound_fusion
 from fusion.optimization import dominating_slot
 from fusion.prediction_table import prediction_table
 from fusion.report_parts import ReportParts
+from fusion.result import Run
 from fusion.runs import (
     CHECKPOINTS,
     check_name,
@@ -52,14 +54,6 @@ PARTS = {"train": Part.TRAIN, "val": Part.VAL, "test": Part.TEST}
 Progress = Callable[[int, int], None]  # trainings done, trainings in all
 
 
-@dataclass(frozen=True)
-class Run:
-    """folder: where everything stands. metrics: what `metrics.json` holds."""
-
-    folder: Path
-    metrics: dict[str, Any]
-
-
 def fit(
     store: Store,
     config: Config,
@@ -80,7 +74,7 @@ def fit(
     `split_name` may name a split or a set of folds. Raises `TriadError`s where something does not fit.
     """
     strategy = config.model.fusion.strategy
-    name = check_name(runs, name or free_name(runs, strategy), overwrite)
+    name = check_name(runs, name or free_name(runs, fusion_class(strategy).name), overwrite)
     loaded = load_inputs(store, config, split_name, allow_pending=allow_pending, allow_leak=allow_leak)
     data, targets, splits, notes = loaded.data, loaded.targets, loaded.splits, loaded.notes
 
@@ -153,7 +147,7 @@ def load_inputs(
     store: Store, config: Config, split_name: str | None, *, allow_pending: bool = False, allow_leak: bool = False
 ) -> Inputs:
     """Features, labels and splits of a `fit`. Raises `TriadError`s where something does not fit."""
-    with_frames = fusion_class(config.model.fusion.strategy).reads_frames
+    with_frames = sound_fusion(config.model.fusion.strategy, config.model.fusion.options).reads_frames
     splits = open_splits(store, split_name or config.split.name)
     features, stream = choose_features(store, config), config.training.stream
     data = open_segments(store, features, stream, with_frames=with_frames, allow_pending=allow_pending)
@@ -340,6 +334,7 @@ def training_key(store: Store, data: StoredSegments, targets: list[Target], spli
     decides = {name: facts[name] for name in ("features", "splits", "packages")}
     decides["frames"] = data.max_frames
     decides["window"] = data.window_bytes if isinstance(data, StreamedSegments) else None
+    decides["code"] = code_facts(fusion_class(config.model.fusion.strategy))
     digest = hashlib.sha256(json.dumps([decides, config.model_dump(mode="json")], sort_keys=True).encode())
     digest.update(data.present.numpy().tobytes())
     for target in targets:
@@ -366,6 +361,7 @@ def model_facts(
     """What `fusion.load_run` needs to build the model again."""
     return {
         "fusion": fusion.model_dump(mode="json"),
+        "code": code_facts(fusion_class(fusion.strategy)),
         "features": dict(features),
         "widths": dict(widths),
         "frames": list(frame_slots),

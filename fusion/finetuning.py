@@ -32,7 +32,7 @@ from fusion.config import Config, FinetuningConfig, SlotTrainingConfig
 from fusion.data import SegmentData
 from fusion.end_to_end import EndToEnd, EndToEndData, without_vectors
 from fusion.evaluate import FUSION, Predictions, evaluate, pattern_rows, patterns
-from fusion.fit import METRICS_FORMAT, PARTS, Run, model_facts, run_environment, training_key
+from fusion.fitting import METRICS_FORMAT, PARTS, Run, model_facts, run_environment, training_key
 from fusion.identity import check_identity
 from fusion.leaks import check_encoders, seen
 from fusion.live_slots import LiveSlot, live_slots
