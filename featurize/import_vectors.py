@@ -150,7 +150,7 @@ def add_features(store: Store, wanted: Sequence[Wanted], dtype: str, *, replace:
     where a vector is not as the others, or none is there.
     """
     for w in wanted:
-        if w.feature in store.features() and not replace and not _is_from(store.feature(w.feature), w, dtype):
+        if store.has_feature(w.feature) and not replace and not _is_from(store.feature(w.feature), w, dtype):
             raise ConfigError(
                 f"{store.tree.location} holds {w.feature} already. Keep both with --column "
                 f"{w.column}={w.feature.partition('/')[0]}/NAME, or pass --replace."

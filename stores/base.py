@@ -12,10 +12,11 @@ Conventions
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from stores.remote import Location
 
 STRING = np.dtypes.StringDType()
 
@@ -26,7 +27,8 @@ class ArrayTree(ABC):
     """A backend. Subclass it, and `tests/stores_contract.py` tests it."""
 
     location: str  # for messages: a path, or "memory"
-    claims: Path | None = None  # the folder where writers of features say who they are (`stores.claim`)
+    claims: Location | None = None  # the folder where writers of features say who they are (`stores.claim`)
+    parallel_reads: int = 1  # how many reads at a time pay; more than one where each waits for a network
 
     @abstractmethod
     def create(self, path: str, shape: tuple[int, ...], dtype: np.dtype[Any], chunk_rows: int) -> None:
@@ -43,6 +45,10 @@ class ArrayTree(ABC):
     @abstractmethod
     def stored_chunks(self, path: str) -> set[int]:
         """Numbers of the chunks that were ever written (and are still there)."""
+
+    def has_chunk(self, path: str, number: int) -> bool:
+        """Whether this chunk was ever written (and is still there)."""
+        return number in self.stored_chunks(path)
 
     @abstractmethod
     def layout(self, path: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:

@@ -156,8 +156,9 @@ class Store:
         return [unquote(name) for name in self.tree.children("splits") if self.tree.attributes(f"splits/{name}")]
 
     def split(self, name: str) -> Split:
-        self._known("split", name, self.splits(), remedy="`cli split` makes one.")
         path = f"splits/{quoted(name)}"
+        if not self.tree.attributes(path):
+            self._known("split", name, self.splits(), remedy="`cli split` makes one.")
         return Split(name, read_whole(self.tree, path), self.tree.attributes(path))
 
     def write_split(self, split: Split) -> None:
@@ -199,8 +200,14 @@ class Store:
                     names.append(f"{unquote(slot)}/{unquote(encoder)}")
         return names
 
+    def has_feature(self, name: str) -> bool:
+        """Whether there is such a feature; asked by its name, as a listing of object storage may be old."""
+        slot, _, encoder = name.partition("/")
+        return bool(slot and encoder) and "record" in self.tree.attributes(f"features/{quoted(slot)}/{quoted(encoder)}")
+
     def feature(self, name: str) -> Feature:
-        self._known("feature", name, self.features(), remedy="`cli featurize --encoder NAME` makes one.")
+        if not self.has_feature(name):
+            self._known("feature", name, self.features(), remedy="`cli featurize --encoder NAME` makes one.")
         return Feature(self.tree, name)
 
     def create_feature(
@@ -214,7 +221,7 @@ class Store:
     ) -> Feature:
         """A new feature, all rows pending; with up to `frames` frames a row. Raises `StoreError` where it exists."""
         check_complete(record)
-        if name in self.features():
+        if self.has_feature(name):
             raise StoreError(f"{self.tree.location} holds {name} already. Keep both with --as NAME, or pass --replace.")
         slot, _, encoder = name.partition("/")
         if not slot or not encoder or "/" in encoder:
@@ -242,7 +249,7 @@ class Store:
 
         To be called while `writing` it: what a killed writer left there is removed.
         """
-        if name not in self.features():
+        if not self.has_feature(name):
             return self.create_feature(name, record, **creation)
         feature = self.feature(name)
         check_same(name, feature.record, record)
