@@ -69,7 +69,9 @@ def _finish(path: RemotePath) -> None:
     old = {facts.key for facts in objects.all_below(path.key) if not facts.key.startswith(claims)}
     # also what a listing does not show: an older chunk must not be taken for one of the new store
     objects.delete(old | {f"{path.key}/{key}" for key in contents["never"]})
-    objects.many(lambda key: objects.copy(f"{partial.key}/{key}", f"{path.key}/{key}"), set(contents["written"]) - {DOCUMENT})
+    objects.many(
+        lambda key: objects.copy(f"{partial.key}/{key}", f"{path.key}/{key}"), set(contents["written"]) - {DOCUMENT}
+    )
     objects.copy(f"{partial.key}/{DOCUMENT}", document)
     objects.delete([_contents_of(path).key])
 

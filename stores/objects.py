@@ -123,7 +123,9 @@ class Objects:
     def below(self, prefix: str) -> tuple[list[str], list[Facts]]:
         """What stands directly below `prefix/`: the keys of what holds more, and objects."""
         found = self._ask(prefix, lambda: self._obstore.list_with_delimiter(self._store, prefix or None))
-        return ([], []) if found is None else (list(found["common_prefixes"]), [_facts(one) for one in found["objects"]])
+        return (
+            ([], []) if found is None else (list(found["common_prefixes"]), [_facts(one) for one in found["objects"]])
+        )
 
     def has_any(self, prefix: str) -> bool:
         folders, objects = self.below(prefix)
@@ -240,13 +242,15 @@ def _told(bucket: str, key: str, said: str) -> str:
     seconds = _first(r"in ([\d.]+m?s), after", said)
     if code == "NoSuchBucket":
         return f"There is no bucket {bucket}. Make it, or give another."
-    if "169.254.169.254" in said or "metadata" in said.lower() and "token" in said.lower():
+    if "169.254.169.254" in said or ("metadata" in said.lower() and "token" in said.lower()):
         return (
             f"{where}: there are no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your storage "
             "takes: docs/object-storage.md"
         )
     if status[:3] in ("401", "403"):
-        return f"{where}: access denied ({code or status}). Are the credentials in the environment those of this bucket?"
+        return (
+            f"{where}: access denied ({code or status}). Are the credentials in the environment those of this bucket?"
+        )
     reason = f"answers {status}{f' ({code})' if code else ''}" if status else _without_status(said)
     after = f", after {tries} retries in {seconds}" if tries else ""
     return f"{where}: the storage {reason}{after}. What was finished is kept; give the same command again."

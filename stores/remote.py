@@ -57,10 +57,12 @@ class RemotePath:
         return str(self) < str(other)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """For another process: without the listing, with the same folder of copies."""
+        """For another process: with what is known of itself alone, and the same folder of copies."""
         from stores.object_cache import copies_in
 
-        return RemotePath, (self.bucket, self.key, {}, self.copies or copies_in().folder)
+        facts = self.listing.get(self.key)
+        listing = {} if facts is None else {self.key: facts}
+        return RemotePath, (self.bucket, self.key, listing, self.copies or copies_in().folder)
 
     @property
     def name(self) -> str:
@@ -171,6 +173,16 @@ class RemoteStatus:
 Location = Path | RemotePath
 
 
+def listed(path: Location) -> Location:
+    """As `RemotePath.listed`; a folder on a disk as it is."""
+    return path.listed() if isinstance(path, RemotePath) else path
+
+
+def local_file(path: Location) -> Path:
+    """The file itself, or its local copy. Raises `FileNotFoundError`, `RemoteError`."""
+    return path.fetched() if isinstance(path, RemotePath) else path
+
+
 def is_remote(text: str) -> bool:
     return text.partition("://")[0] in SCHEMES and "://" in text
 
@@ -181,7 +193,7 @@ def parse_remote(url: str) -> RemotePath:
     parts = urlsplit(f"{scheme}://{rest.partition('/')[0]}")
     if "@" in parts.netloc or "?" in rest or "#" in rest:
         raise RemoteError(
-            f"A {scheme}:// URL is a bucket and a key; this one has more, which may be secret and is not repeated here. "
+            f"A {scheme}:// URL is a bucket and a key; this one has more, which may be secret and is not repeated. "
             "Credentials come from the environment: docs/object-storage.md"
         )
     if not parts.netloc:
@@ -194,4 +206,4 @@ def location(text: str | Path | RemotePath) -> Location:
     """A path, or where a text begins with s3://, gs:// or az:// a `RemotePath`."""
     if isinstance(text, RemotePath):
         return text
-    return parse_remote(text) if is_remote(str(text)) else Path(text)
+    return parse_remote(str(text)) if is_remote(str(text)) else Path(text)
