@@ -104,9 +104,7 @@ class ColumnsConfig(Section):
 class DataConfig(Section):
     """Where the raw segments are, and how to read their table."""
 
-    path: DataPath | None = Field(
-        None, description="Folder, CSV or parquet, or its URL; `cli ingest PATH` names it too."
-    )
+    path: DataPath | None = Field(None, description="Folder, CSV or parquet, or a URL; `cli ingest PATH` names it too.")
     layout: Layout = Field("auto", description="auto looks: a table beside its files, or *_metadata.parquet.")
     columns: ColumnsConfig = ColumnsConfig()
     labels: list[str] | None = Field(None, description="Columns kept as labels; all that play no role where null.")

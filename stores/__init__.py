@@ -21,7 +21,7 @@ __all__ = ["DamagedStore", "RecordMismatch", "StoreError", "TriadError", "open_s
 
 
 def open_store(path: str | Location) -> Store:
-    """Open the store at `path`, a folder, a file or a URL (`s3://bucket/key`). Raises `StoreError` where there is none."""
+    """Open the store at `path`: a folder, a file, or a URL such as `s3://bucket/key`. Raises `StoreError`."""
     from stores.backends import open_tree
     from stores.store import Store
 

@@ -73,9 +73,7 @@ def new_tree(path: Location, *, replace: bool = False) -> Iterator[ArrayTree]:
     """
     if isinstance(path, RemotePath):
         if path.suffix.lower() in HDF5_SUFFIXES:
-            raise StoreError(
-                f"{path}: an HDF5 store is a file on a disk. Name it without {path.suffix}: it becomes Zarr."
-            )
+            raise StoreError(f"{path}: an HDF5 store is a file on a disk. Leave {path.suffix} away: it becomes Zarr.")
         from stores.object_appear import new_object_tree
 
         with new_object_tree(path, replace=replace) as object_tree:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 
-from stores.claim import claims_of, object_claimed
+from stores.claim import object_claimed
 from stores.errors import RemoteError, StoreError
 from stores.object_store import DOCUMENT, ObjectTree, new_group
 from stores.remote import RemotePath
@@ -64,14 +64,13 @@ def _finish(path: RemotePath) -> None:
     if found is None:
         return
     contents: dict[str, list[str]] = json.loads(bytes(found.content))
-    document, claims = f"{path.key}/{DOCUMENT}", f"{claims_of(path).key}/"
+    document = f"{path.key}/{DOCUMENT}"
     objects.delete([document])
-    old = {facts.key for facts in objects.all_below(path.key) if not facts.key.startswith(claims)}
+    old = {facts.key for facts in objects.all_below(path.key) if not facts.key.startswith(f"{path.key}/.claims/")}
     # also what a listing does not show: an older chunk must not be taken for one of the new store
     objects.delete(old | {f"{path.key}/{key}" for key in contents["never"]})
-    objects.many(
-        lambda key: objects.copy(f"{partial.key}/{key}", f"{path.key}/{key}"), set(contents["written"]) - {DOCUMENT}
-    )
+    written = [key for key in contents["written"] if key != DOCUMENT]
+    objects.many(lambda key: objects.copy(f"{partial.key}/{key}", f"{path.key}/{key}"), written)
     objects.copy(f"{partial.key}/{DOCUMENT}", document)
     objects.delete([_contents_of(path).key])
 

@@ -6,8 +6,8 @@ Conventions
   it. Copies appear by renaming, so that processes may share a folder.
 * TRIAD_CACHE names a folder that stays; chunks of stores are kept there as well as raw media. Without it media go to a
   temporary folder that ends with the process, and chunks are not kept.
-* Where copies take more than TRIAD_CACHE_GIB (20; in a temporary folder 2), those not used for longest are deleted. What
-  is needed again is fetched again.
+* Where copies take more than TRIAD_CACHE_GIB (20; in a temporary folder 2), those not used for longest are deleted.
+  What is needed again is fetched again.
 """
 
 from __future__ import annotations

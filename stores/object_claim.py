@@ -5,8 +5,8 @@ Conventions
 * Its key and JSON are those of a file, and a mark by which its holder knows it again.
 * Its holder writes it anew as long as it lives, always over the version it wrote last. What has not been written for
   long is a dead process's, by the clocks of host and storage, and so is what says a process of this host that is gone.
-* Who takes a dead one's claim writes over just that version: of two that try, one succeeds. A holder that had only slept
-  finds its claim taken; its command then ends with an error, whatever it had written being whole rows.
+* Who takes a dead one's claim writes over just that version: of two that try, one succeeds. A holder that had only
+  slept finds its claim taken; its command then ends with an error, whatever it had written being whole rows.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@ zarr-python describes, encodes and decodes, in memory; objects are read and writ
 
 Conventions
 -----------
-* What is there is asked for by key: listings may lag behind, and only enumerate. A chunk that a listing does not show is
-  asked for before it counts as never written.
-* `zarr.json` of a group is made only where there is none, and its attributes are written over just the version that was
-  read; two that change them at once end as one after the other.
+* What is there is asked for by key: listings may lag behind, and only enumerate. A chunk that a listing does not show
+  is asked for before it counts as never written.
+* `zarr.json` of a group is made only where there is none, and its attributes are written over just the version that
+  was read; two that change them at once end as one after the other.
 * Where TRIAD_CACHE names a folder (`stores.object_cache`), chunks are kept there. A process asks once whether a copy is
   still that of the object, and reads it from the disk from then on: others may write meanwhile, and readers find that
   out by statuses and hashes (`Feature.whole_rows`), of which no copy is kept.

@@ -1,4 +1,4 @@
-"""One bucket of an object storage: whole objects by key, over `obstore`, which speaks S3, Google's and Azure's protocol.
+"""One bucket of an object storage: whole objects by key, over `obstore`, which speaks the protocols of all three.
 
 Conventions
 -----------
@@ -248,9 +248,7 @@ def _told(bucket: str, key: str, said: str) -> str:
             "takes: docs/object-storage.md"
         )
     if status[:3] in ("401", "403"):
-        return (
-            f"{where}: access denied ({code or status}). Are the credentials in the environment those of this bucket?"
-        )
+        return f"{where}: access denied ({code or status}). Has the environment the credentials of this bucket?"
     reason = f"answers {status}{f' ({code})' if code else ''}" if status else _without_status(said)
     after = f", after {tries} retries in {seconds}" if tries else ""
     return f"{where}: the storage {reason}{after}. What was finished is kept; give the same command again."

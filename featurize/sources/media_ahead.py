@@ -1,4 +1,4 @@
-"""Media files in object storage are fetched while earlier rows are encoded: waiting for one at a time costs their latency.
+"""Media files in object storage are fetched while earlier rows are encoded: one at a time would cost their latency.
 
 The copies are kept by `stores.object_cache`, and whoever decodes a file finds it there. Rows of a song share its file,
 which is fetched once.
