@@ -24,6 +24,7 @@ FILE_CHUNK_ROWS = 1024
 
 class RowSource(Protocol):
     chunk_rows: int
+    parallel_reads: int  # how many at a time pay
 
     def places(self, rows: np.ndarray) -> np.ndarray:
         """Where these rows of the store are, int64 (n,)."""
@@ -46,6 +47,7 @@ class StoreChunks:
         chunk_rows: int,
     ):
         self.chunk_rows = chunk_rows
+        self.parallel_reads = max(feature.parallel_reads for feature in features.values())
         self.features = dict(features)
         self._statuses = dict(statuses)
         self._frame_slots = set(frame_slots)
@@ -81,6 +83,7 @@ class RowFile:
     """
 
     chunk_rows = FILE_CHUNK_ROWS
+    parallel_reads = 1
 
     def __init__(self, rows: np.ndarray, like: RowSource, folder: Path | None):
         self._rows = rows

@@ -81,6 +81,11 @@ class Feature:
         """What it was made with; numbers too large for it may have turned it to float32 since."""
         return np.dtype(np.float16) if self._facts["vectors"].endswith(WIDENED) else self.dtype
 
+    @property
+    def parallel_reads(self) -> int:
+        """How many reads of chunks at a time pay."""
+        return self._tree.parallel_reads
+
     def chunks(self) -> list[range]:
         """The rows of each chunk, in order."""
         return [

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import re
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -147,16 +149,26 @@ class Objects:
             return None
 
     def _ask(self, key: str, request: Callable[[], Result]) -> Result | None:
-        """`None` where there is no such object."""
-        try:
-            return request()
-        except self._refused:
-            raise
-        except self._errors as error:
-            said = str(error)
-            if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in said:
-                return None
-            raise RemoteError(_told(self.bucket, key, said)) from error
+        """`None` where there is no such object.
+
+        obstore tries again by itself, but not where a connection breaks in a conditional write, or within an answer.
+        """
+        give_up = time.monotonic() + RETRY_SECONDS
+        for pause in _pauses():
+            try:
+                return request()
+            except self._refused:
+                raise
+            except self._errors as error:
+                said = str(error)
+                if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in said:
+                    return None
+                broken = not re.search(r"status code|after \d+ retries|169\.254\.169\.254", said)
+                if broken and pause is not None and time.monotonic() + pause < give_up:
+                    time.sleep(pause)
+                    continue
+                raise RemoteError(_told(self.bucket, key, said)) from error
+        raise AssertionError("the last pause is None")
 
 
 class _Ranges(io.RawIOBase):
@@ -195,6 +207,11 @@ def objects_of(bucket: str) -> Objects:
     return _objects_of(bucket, os.getpid(), said)
 
 
+def forget_clients() -> None:
+    """So that the next ones go by what this module's constants say then."""
+    _objects_of.cache_clear()
+
+
 @lru_cache(maxsize=8)
 def _objects_of(bucket: str, _pid: int, _environment: tuple[tuple[str, str], ...]) -> Objects:
     return Objects(bucket)
@@ -227,6 +244,13 @@ def _retry_config() -> dict[str, Any]:
         "base": 2,
     }
     return {"max_retries": RETRIES, "retry_timeout": timedelta(seconds=RETRY_SECONDS), "backoff": pauses}
+
+
+def _pauses() -> Iterator[float | None]:
+    """Seconds between tries, then `None`."""
+    for attempt in range(RETRIES):
+        yield random.uniform(0.5, 1.0) * min(FIRST_PAUSE_SECONDS * 2**attempt, LONGEST_PAUSE_SECONDS)
+    yield None
 
 
 def _facts(meta: Any) -> Facts:

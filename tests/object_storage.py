@@ -6,6 +6,7 @@ requests may pass between; S3 itself does not let them.
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import threading
@@ -14,10 +15,9 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from urllib.parse import parse_qs, quote
+from urllib.parse import parse_qs
 from xml.sax.saxutils import escape
 
-import pytest
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -79,6 +79,13 @@ class FaultyStorage:
             facts.key: (facts.size, facts.etag) for facts in root.objects.all_below("")
         }
 
+    def forget(self) -> None:
+        """No faults, no frozen listings, no requests."""
+        self.faults.clear()
+        self.requests.clear()
+        self._frozen.clear()
+        self.latency_seconds = 0.0
+
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
@@ -107,7 +114,7 @@ def answers(status: str, code: str) -> Fault:
     """`answers("503 Slow Down", "SlowDown")`."""
 
     def fault(environ, start_response):
-        environ["wsgi.input"].read()
+        environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         start_response(status, [("Content-Type", "application/xml")])
         return [f"<Error><Code>{code}</Code><Message>Told to.</Message></Error>".encode()]
 
@@ -129,7 +136,7 @@ def lost_answer(environ, start_response):
 def _reset(environ) -> None:
     connection = environ["werkzeug.socket"]
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    connection.close()
+    os.close(connection.detach())  # `close` would wait for the server's other views of the socket
     raise ConnectionResetError
 
 
@@ -143,31 +150,6 @@ def cut(content: bytes) -> Fault:
         return []
 
     return fault
-
-
-@pytest.fixture(scope="session")
-def running_storage() -> Iterator[FaultyStorage]:
-    storage = FaultyStorage()
-    yield storage
-    storage.close()
-
-
-@pytest.fixture
-def storage(running_storage, monkeypatch) -> FaultyStorage:
-    """Without faults, and reached through the environment."""
-    for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": running_storage.url}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("TRIAD_CACHE", raising=False)
-    running_storage.faults.clear()
-    running_storage.requests.clear()
-    running_storage.latency_seconds = 0.0
-    return running_storage
-
-
-@pytest.fixture
-def bucket(storage) -> RemotePath:
-    """A new bucket."""
-    return RemotePath(f"s3://{storage.new_bucket()}", "")
 
 
 def every_object(path: RemotePath) -> dict[str, bytes]:
@@ -184,7 +166,3 @@ def failing(storage: FaultyStorage, choose: Callable[[str, str], Fault | None]) 
         yield
     finally:
         storage.faults.remove(choose)
-
-
-def quoted_key(key: str) -> str:
-    return quote(key)
