@@ -48,6 +48,8 @@ class StoreChunks:
     ):
         self.chunk_rows = chunk_rows
         self.parallel_reads = max(feature.parallel_reads for feature in features.values())
+        for feature in features.values():
+            feature.read_often()
         self.features = dict(features)
         self._statuses = dict(statuses)
         self._frame_slots = set(frame_slots)

@@ -70,6 +70,9 @@ class ArrayTree(ABC):
     def delete(self, path: str) -> None:
         """Remove an array or a group with all below it; nothing happens where there is none."""
 
+    def read_often(self) -> None:  # noqa: B027 (a disk is near enough)
+        """From now on the same chunks are read again and again: keep copies where that is faster."""
+
     def remove_leftovers(  # noqa: B027 (some backends leave none)
         self, older_than_seconds: float = 600.0, path: str = "", *, deep: bool = True
     ) -> None:

@@ -86,6 +86,10 @@ class Feature:
         """How many reads of chunks at a time pay."""
         return self._tree.parallel_reads
 
+    def read_often(self) -> None:
+        """From now on the same chunks of vectors and frames are read again and again."""
+        self._tree.read_often()
+
     def chunks(self) -> list[range]:
         """The rows of each chunk, in order."""
         return [

@@ -4,9 +4,9 @@ Conventions
 -----------
 * A copy's name is the hash of URL and etag: an object that changed has another name, and an old copy is never taken for
   it. Copies appear by renaming, so that processes may share a folder.
-* TRIAD_CACHE names a folder that stays; chunks of stores are kept there as well as raw media. Without it media go to a
-  temporary folder that ends with the process, and chunks are not kept.
-* Where copies take more than TRIAD_CACHE_GIB (20; in a temporary folder 2), those not used for longest are deleted.
+* TRIAD_CACHE names a folder that stays. Without it raw media, and the chunks of a streamed fit, go to a temporary
+  folder that ends with the process.
+* Where copies take more than TRIAD_CACHE_GIB (20; in a temporary folder 4), those not used for longest are deleted.
   What is needed again is fetched again.
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from stores.remote import RemotePath
 
 FOLDER, GIB = "TRIAD_CACHE", "TRIAD_CACHE_GIB"
-KEPT_GIB, TEMPORARY_GIB = 20.0, 2.0
+KEPT_GIB, TEMPORARY_GIB = 20.0, 4.0
 KEPT_SHARE = 0.8  # of the limit remains when copies are deleted, so that not every new one looks through the folder
 
 
@@ -37,7 +37,7 @@ class Copies:
 
     def __init__(self, folder: Path, limit_bytes: float):
         self.folder = folder
-        self._limit = limit_bytes
+        self.limit_bytes = limit_bytes
         self._lock = Lock()
         self._total: int | None = None  # of what was here, and what this process has added
 
@@ -79,7 +79,7 @@ class Copies:
                     raise
         with self._lock:
             self._total = self._size() if self._total is None else self._total + len(content)
-            if self._total > self._limit:
+            if self._total > self.limit_bytes:
                 self._total = self._make_room(spared=path)
 
     def forget(self, path: Path) -> None:
@@ -93,7 +93,7 @@ class Copies:
         files = sorted(self._files())
         total = sum(size for _, size, _ in files)
         for _, size, path in files:
-            if total <= KEPT_SHARE * self._limit:
+            if total <= KEPT_SHARE * self.limit_bytes:
                 break
             if path != spared:
                 path.unlink(missing_ok=True)

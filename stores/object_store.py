@@ -8,9 +8,10 @@ Conventions
   is asked for before it counts as never written.
 * `zarr.json` of a group is made only where there is none, and its attributes are written over just the version that
   was read; two that change them at once end as one after the other.
-* Where TRIAD_CACHE names a folder (`stores.object_cache`), chunks are kept there. A process asks once whether a copy is
-  still that of the object, and reads it from the disk from then on: others may write meanwhile, and readers find that
-  out by statuses and hashes (`Feature.whole_rows`), of which no copy is kept.
+* Where TRIAD_CACHE names a folder, or chunks are read again and again, copies of vectors and frames are kept
+  (`stores.object_cache`). A process asks once whether a copy is still that of the object, and reads it from the disk
+  from then on: others may write meanwhile, and readers find that out by statuses and hashes
+  (`StreamedSegments.check_unchanged`), of which no copy is kept.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from zarr.storage import MemoryStore
 
 from stores.base import ArrayTree, Attributes
 from stores.errors import DamagedStore, DiskError, StoreError
-from stores.object_cache import kept_copies
+from stores.object_cache import copies_in, kept_copies
 from stores.objects import Objects
 from stores.remote import RemotePath
 from stores.zarr_store import CHECKSUM_BYTES, array_settings, is_plain
@@ -46,6 +47,7 @@ class ObjectTree(ArrayTree):
         self.claims = path / ".claims"
         self._objects: Objects = path.objects
         self._open: dict[str, zarr.Array[Any]] = {}
+        self._copies = kept_copies()
         self._groups: set[str] = set()  # that are known to be there
         self._copied: dict[str, str] = {}  # key -> etag of chunks that this process has asked for
         self.written: set[str] = set()  # keys, by this tree
@@ -152,6 +154,14 @@ class ObjectTree(ArrayTree):
             keys += self._chunk_keys(path, node)
         self._delete(sorted(set(keys), key=lambda key: (not key.endswith(DOCUMENT), key)))
 
+    def read_often(self) -> None:
+        copies = copies_in()
+        self._copies = copies if copies.limit_bytes > 0 else None
+
+    def keep_no_copies(self) -> None:
+        """Nor read any."""
+        self._copies = None
+
     def never_written(self) -> list[str]:
         """Keys of chunks that arrays made by this tree have room for, and no bytes."""
         keys = [key for path, array in self._open.items() for key in self._chunk_keys(path, array)]
@@ -160,7 +170,7 @@ class ObjectTree(ArrayTree):
     def _content(self, path: str, array: zarr.Array[Any], number: int) -> memoryview | None:
         """The bytes of a chunk; `None` where it was never written."""
         key = self._chunk_key(path, array, number)
-        copies = kept_copies() if path.rsplit("/", 1)[-1].startswith(KEPT) else None
+        copies = self._copies if path.rsplit("/", 1)[-1].startswith(KEPT) else None
         if copies is None:
             found = self._objects.get(key)
             return None if found is None else found.content
