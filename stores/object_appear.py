@@ -53,7 +53,9 @@ def new_object_tree(path: RemotePath, *, replace: bool = False) -> Iterator[Obje
 
 def finish_object_replacement(path: RemotePath) -> None:
     """Where a process was killed while it put a new store in place: do it. Raises `StoreError` while one does it."""
-    if _contents_of(path).is_file():
+    objects = path.objects
+    _, contents = objects.many(objects.get, [f"{path.key}/{DOCUMENT}", _contents_of(path).key])
+    if contents is not None:
         with _making(path):
             _finish(path)
 

@@ -43,6 +43,7 @@ class FaultyStorage:
         self._writes = threading.Lock()
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self, threaded=True, request_handler=Quiet)
+        self._server.handle_error = lambda *_: None  # connections that it was told to reset
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
@@ -73,11 +74,10 @@ class FaultyStorage:
         urllib.request.urlopen(urllib.request.Request(f"{self.url}/{name}", method="PUT")).close()
         return name
 
-    def freeze_listings(self, root: RemotePath) -> None:
-        """From now on listings show what is there now."""
-        self._frozen[root.bucket.partition("://")[2]] = {
-            facts.key: (facts.size, facts.etag) for facts in root.objects.all_below("")
-        }
+    def freeze_listings(self, bucket: RemotePath, nothing: bool = False) -> None:
+        """From now on listings show what is there now; or nothing."""
+        there = [] if nothing else bucket.objects.all_below("")
+        self._frozen[bucket.bucket.partition("://")[2]] = {facts.key: (facts.size, facts.etag) for facts in there}
 
     def forget(self) -> None:
         """No faults, no frozen listings, no requests."""
