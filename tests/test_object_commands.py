@@ -24,7 +24,7 @@ from tests.test_ingest import write_split_parquet
 from tests.test_kill import every_file
 from tests.toys import ToyEncoder, ToySource, toy_contents, toy_feature
 
-ENCODERS = ("lsa", "midi_stats", "mel_stats")
+ENCODERS = ("lsa", "midi_stats")
 
 
 def upload(folder: Path, to: RemotePath) -> None:
@@ -55,22 +55,21 @@ def test_from_raw_songs_to_a_report_and_back_from_damage(project, demo_data, buc
     assert "text/lsa" in run_cli("inspect", str(path)).output
 
     whole = every_object(path)
-    victim = (path / "features/audio/mel_stats/vectors/c/0/0").key
+    victim = (path / "features/midi/midi_stats/vectors/c/0/0").key
     content = bytearray(bucket.objects.get(victim).content)
     content[100] ^= 1
     bucket.objects.put(victim, bytes(content))
     told = run_cli("verify", *store, code=1).output
-    assert "audio/mel_stats: vectors, chunk 0" in told and "cli featurize --encoder mel_stats --repair" in told
+    assert "midi/midi_stats: vectors, chunk 0" in told and "cli featurize --encoder midi_stats --repair" in told
     assert "damaged" in run_cli("fit", *store, "--target", "mood", code=2).output
-    run_cli("featurize", "--encoder", "mel_stats", "--repair", "--workers", "0", *store)
+    run_cli("featurize", "--encoder", "midi_stats", "--repair", "--workers", "0", *store)
     assert every_object(path) == whole
 
     fit = ["fit", "--target", "mood", "--seeds", "1", "--set", "training.epochs=2", "--no-baselines"]
-    for name, where in (("disk", []), ("s3", store), ("streamed", [*store, "--stream"])):
+    for name, where in (("disk", []), ("s3", [*store, "--stream"])):
         run_cli(*fit, "--name", name, *where)
-    for name in ("s3", "streamed"):
-        weights = [project / "runs" / run / "model.safetensors" for run in ("disk", name)]
-        assert weights[0].read_bytes() == weights[1].read_bytes()
+    weights = [(project / "runs" / run / "model.safetensors").read_bytes() for run in ("disk", "s3")]
+    assert weights[0] == weights[1]
     run_cli("predict", "s3", str(path), "--out", "predictions.csv", *store)
     secrets = [file for file in project.rglob("*") if file.is_file() and b"secret-of-the-test" in file.read_bytes()]
     assert not secrets and not any(b"secret-of-the-test" in content for content in every_object(bucket).values())
@@ -99,18 +98,19 @@ def test_a_split_parquet_is_read_where_it_is(project, demo_data, bucket, tmp_pat
     for data, store in ((tmp_path / "parquet", "disk.zarr"), (bucket / "parquet", "s3.zarr")):
         run_cli("ingest", str(data), "--store", store)
         run_cli("featurize", "--encoder", "midi_stats", "--workers", "0", "--store", store)
-        run_cli("featurize", "--encoder", "mel_stats", "--workers", "0", "--store", store)
+        run_cli("featurize", "--encoder", "lsa", "--workers", "0", "--store", store)
     disk, s3 = every_file(project / "disk.zarr"), every_file(project / "s3.zarr")
     del disk["zarr.json"], s3["zarr.json"]
     assert disk == s3
 
 
-def test_storage_that_fails_fails_no_row(project, demo_data, bucket, storage, run_cli):
+def test_storage_that_fails_fails_no_row(project, demo_data, bucket, storage, run_cli, tmp_path, monkeypatch):
     """Songs that cannot be had now are not songs that cannot be read; the same command goes on."""
     upload(demo_data, bucket / "songs")
     run_cli("ingest", str(bucket / "songs"))
     run_cli("ingest", demo_data, "--store", "disk.zarr")
     run_cli("featurize", "--encoder", "midi_stats", "--workers", "0", "--store", "disk.zarr")
+    monkeypatch.setenv("TRIAD_CACHE", str(tmp_path / "empty"))  # `ingest` has left copies in this process
     refuse = answers("403 Forbidden", "AccessDenied")
     songs = iter(range(3))
     with failing(storage, lambda method, path: refuse if path.endswith(".mid") and next(songs, None) is None else None):
