@@ -48,10 +48,7 @@ class RemotePath:
         return f"{self.bucket}/{self.key}"
 
     def __truediv__(self, other: str | Path) -> RemotePath:
-        text = str(other)
-        if is_remote(text):
-            return parse_remote(text)
-        return replace(self, key=posixpath.normpath(posixpath.join("/", self.key, text)).lstrip("/"))
+        return replace(self, key=posixpath.normpath(posixpath.join("/", self.key, str(other))).lstrip("/"))
 
     def __lt__(self, other: RemotePath) -> bool:
         return str(self) < str(other)

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from urllib.parse import parse_qs
 from xml.sax.saxutils import escape
 
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from moto.moto_server.werkzeug_app import create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from stores.remote import RemotePath
@@ -41,7 +41,7 @@ class FaultyStorage:
         self.latency_seconds = 0.0
         self._frozen: dict[str, dict[str, tuple[int, str]]] = {}  # bucket -> key -> size, etag
         self._writes = threading.Lock()
-        self._moto = DomainDispatcherApplication(create_backend_app)
+        self._moto = create_backend_app("s3")
         self._server = make_server("127.0.0.1", 0, self, threaded=True, request_handler=Quiet)
         self._server.handle_error = lambda *_: None  # connections that it was told to reset
         self.url = f"http://127.0.0.1:{self._server.server_port}"

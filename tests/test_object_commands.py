@@ -129,7 +129,7 @@ def test_paths_stay_inside_the_root(demo_data, bucket):
     table = "segment_id,group,audio_path\na,g,../secret.wav\nb,g,/secret.wav\nc,g,s3://other/x.wav\nd,g,nothing.wav\n"
     bucket.objects.put("songs/segments.csv", table.encode())
     source = open_source(bucket / "songs", DataConfig())
-    for row, why in ((0, "leaves"), (1, "leaves"), (2, "leaves"), (3, "does not exist")):
+    for row, why in ((0, "leaves"), (1, "leaves"), (2, "does not exist"), (3, "does not exist")):
         with pytest.raises(UnreadableInput, match=why):
             source.raw(row, "audio")
 
