@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 
 SPEED = ("loading", "fit", "ablate", "streaming", "text", "audio", "startup")  # of docs/performance.md
-NO_MEASUREMENT = {"__init__", "__main__", "lightning_loop", "pairs"}
+NO_MEASUREMENT = {"__init__", "__main__", "lightning_loop", "pairs", "s3_folder"}
 FOLDER = Path(__file__).parent
 ALL = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem not in NO_MEASUREMENT)
 

@@ -12,7 +12,6 @@ Conventions
 from __future__ import annotations
 
 import stat
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +19,7 @@ import soundfile
 import soxr
 
 from featurize.segments import RawAudio, UnreadableInput
+from stores.remote import Location, local_file
 
 Waveform = npt.NDArray[np.float32]  # (n_samples,)
 
@@ -71,7 +71,7 @@ def load_mono(raw: RawAudio, sample_rate_hz: int) -> Waveform:
     return _resample(samples, own_rate_hz, sample_rate_hz)
 
 
-def _read_file(path: Path, raw: RawAudio) -> tuple[Waveform, int]:
+def _read_file(path: Location, raw: RawAudio) -> tuple[Waveform, int]:
     try:
         status = path.stat()
     except OSError as error:
@@ -83,7 +83,7 @@ def _read_file(path: Path, raw: RawAudio) -> tuple[Waveform, int]:
     if path.suffix.lower() == ".raw":  # `SoundFile` goes by the name here, and asks its caller for the format
         raise UnreadableInput(f"{path}: *.raw has no header that tells its sample rate; expected {EXPECTED_FORMATS}")
     try:
-        with _SequentialSoundFile(path) as file:
+        with _SequentialSoundFile(local_file(path)) as file:
             return _decode(file, str(path), raw), file.samplerate
     except soundfile.SoundFileError as error:
         reason = getattr(error, "error_string", None) or "unknown or damaged format"

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import click
 
 from featurize.encoders import known_encoders
 from featurize.project import Project, code_option, project_options
+from stores.commands import LOCATION
 from stores.completion import complete_labels, complete_splits, starting_with
+from stores.remote import Location
 
 
 def complete_encoders(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -21,12 +22,12 @@ def complete_encoders(_context: click.Context, _parameter: click.Parameter, inco
 
 
 @click.command("ingest")
-@click.argument("data", type=click.Path(path_type=Path), required=False)
+@click.argument("data", type=LOCATION, required=False)
 @project_options
 @click.option("--check", "check_only", is_flag=True, help="Only look for problems; write nothing.")
 @click.option("--replace", is_flag=True, help="Make an existing store anew; its features are lost.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def ingest_command(project: Project, data: Path | None, check_only: bool, replace: bool, as_json: bool) -> None:
+def ingest_command(project: Project, data: Location | None, check_only: bool, replace: bool, as_json: bool) -> None:
     """Check a dataset and make its store. DATA is a folder with segments.csv, a table, or *_metadata.parquet.
 
     Every problem is listed before anything is written. A first split is made where the store has none.

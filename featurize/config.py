@@ -6,12 +6,21 @@ YAML file, `--set key=value` and the options of a command, in that order of risi
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from featurize.limits import ROW_GIB, ROW_SECONDS
+from stores.remote import Location, location
 
 Layout = Literal["auto", "folder", "split_parquet"]
 Scope = Literal["song", "segment"]
@@ -19,6 +28,15 @@ TimecodeRate = Literal["23.976", "24", "25", "29.97", "29.97 drop", "30"]
 TargetKind = Literal["categorical", "multi_label", "regression", "soft_distribution"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy, torch and scikit-learn all take
 Width = Annotated[int, Field(gt=0, le=65_536)]
+if TYPE_CHECKING:
+    DataPath = Location
+else:
+    DataPath = Annotated[
+        Any,
+        PlainValidator(location),
+        PlainSerializer(str, when_used="json"),
+        WithJsonSchema({"type": "string", "format": "path"}),
+    ]
 TYPE = "Which encoder; cli featurize --list names them."
 
 # What a role's column is called where the configuration does not say; roles that only one layout knows stand there.
@@ -86,7 +104,7 @@ class ColumnsConfig(Section):
 class DataConfig(Section):
     """Where the raw segments are, and how to read their table."""
 
-    path: Path | None = Field(None, description="Folder, CSV or parquet; `cli ingest PATH` names it too.")
+    path: DataPath | None = Field(None, description="Folder, CSV or parquet, or a URL; `cli ingest PATH` names it too.")
     layout: Layout = Field("auto", description="auto looks: a table beside its files, or *_metadata.parquet.")
     columns: ColumnsConfig = ColumnsConfig()
     labels: list[str] | None = Field(None, description="Columns kept as labels; all that play no role where null.")

@@ -69,7 +69,7 @@ def plan(
     configure(encoder, device, precision, batch_budget, frames)
     name = f"{encoder.modality}/{save_as or encoder.name}"
     rows = StoreRows(store, source, encoder.modality)
-    feature = store.feature(name) if name in store.features() and not replace else None
+    feature = store.feature(name) if store.has_feature(name) and not replace else None
     started = time.perf_counter()
     if encoder.must_fit:
         make_ready(encoder, store, rows, name, split_name, replace)

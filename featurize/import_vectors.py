@@ -18,7 +18,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -34,6 +33,7 @@ from stores.backends import new_tree
 from stores.errors import disk_told
 from stores.feature import Feature, Status
 from stores.record import IMPORTED_FROM
+from stores.remote import Location
 from stores.store import DEFAULT_CHUNK_ROWS, Store
 
 NOT_IN_FILE = "not in the file"
@@ -128,7 +128,9 @@ def check_new_store(wanted: Sequence[Wanted], config: DataConfig, targets: Seque
     return check_source(open_segments(file, left_out, config), config, targets, with_media=False)
 
 
-def make_store(found: Ingest, wanted: Sequence[Wanted], store_path: Path, dtype: str) -> tuple[Store, list[Imported]]:
+def make_store(
+    found: Ingest, wanted: Sequence[Wanted], store_path: Location, dtype: str
+) -> tuple[Store, list[Imported]]:
     """A new store with its features, which appears when all is written. Raises `SourceError` as `add_features`."""
     refuse_errors(found)
     with ExitStack() as exits:
@@ -150,7 +152,7 @@ def add_features(store: Store, wanted: Sequence[Wanted], dtype: str, *, replace:
     where a vector is not as the others, or none is there.
     """
     for w in wanted:
-        if w.feature in store.features() and not replace and not _is_from(store.feature(w.feature), w, dtype):
+        if store.has_feature(w.feature) and not replace and not _is_from(store.feature(w.feature), w, dtype):
             raise ConfigError(
                 f"{store.tree.location} holds {w.feature} already. Keep both with --column "
                 f"{w.column}={w.feature.partition('/')[0]}/NAME, or pass --replace."

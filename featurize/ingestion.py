@@ -6,12 +6,10 @@ rows or labels is a warning; what the user may want to know is a note.
 
 from __future__ import annotations
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +27,8 @@ from stores.backends import is_there, new_tree
 from stores.base import STRING
 from stores.carry import carry_over
 from stores.claim import all_claimed, claims_of
+from stores.remote import Location
+from stores.source_path import stated_path
 from stores.store import DEFAULT_CHUNK_ROWS, Store
 
 EXAMPLES = 3
@@ -77,7 +77,7 @@ class Ingest:
         return [problem for problem in self.problems if problem.severity is Severity.ERROR]
 
 
-def check(path: Path, config: DataConfig, targets: Iterable[TargetConfig] = (), workers: int = 1) -> Ingest:
+def check(path: Location, config: DataConfig, targets: Iterable[TargetConfig] = (), workers: int = 1) -> Ingest:
     """Read the table at `path` and look at every row and into some media. Raises `SourceError` where it is unusable.
 
     workers: processes that read media, which a hostile file may kill; 0 for this one.
@@ -130,7 +130,7 @@ class Written(StrEnum):
 
 
 def write_store(
-    found: Ingest, store_path: Path, *, replace: bool = False, chunk_rows: int = DEFAULT_CHUNK_ROWS
+    found: Ingest, store_path: Location, *, replace: bool = False, chunk_rows: int = DEFAULT_CHUNK_ROWS
 ) -> tuple[Store, Written]:
     """The store of a checked dataset. One that exists is kept as far as its segments are still there.
 
@@ -164,7 +164,7 @@ def refuse_errors(found: Ingest) -> None:
         )
 
 
-def _check_all_still_there(old: Store, found: Ingest, store_path: Path) -> None:
+def _check_all_still_there(old: Store, found: Ingest, store_path: Location) -> None:
     groups = dict(zip(found.segments["id"].tolist(), found.segments["group"].tolist(), strict=True))
     known = list(zip(old.ids.tolist(), old.groups.tolist(), strict=True))
     gone = [segment_id for segment_id, _ in known if segment_id not in groups]
@@ -177,12 +177,11 @@ def _check_all_still_there(old: Store, found: Ingest, store_path: Path) -> None:
         )
 
 
-def describe_source(source: Source, store_path: Path) -> dict[str, Any]:
+def describe_source(source: Source, store_path: Location) -> dict[str, Any]:
     """Where the raw media is and how it was read: enough to open the source again from the store alone."""
     return {
         "layout": source.layout,
-        # relative, so that a folder that holds both data and store can be moved
-        "path": Path(os.path.relpath(source.table.path.resolve(), store_path.resolve().parent)).as_posix(),
+        "path": stated_path(source.table.path, store_path),
         "columns": dict(source.table.roles),
         "audio_is": source.scopes["audio"],
         "midi_is": source.scopes["midi"],

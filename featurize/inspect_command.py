@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import click
 
 from featurize.project import Project, project_options
 from stores.backends import kind_at
-from stores.commands import summary_lines
+from stores.commands import LOCATION, summary_lines
 from stores.console import echo_tinted
+from stores.remote import Location
 
 
 @click.command("inspect")
-@click.argument("path", type=click.Path(path_type=Path), required=False)
+@click.argument("path", type=LOCATION, required=False)
 @project_options
 @click.option(
     "--sample", type=click.IntRange(0), default=64, show_default=True, help="Segments whose audio and MIDI is decoded."
 )
 @click.option("--costs/--no-costs", default=True, show_default=True, help="Measure what encoding raw data would cost.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every encoder record in full.")
-def inspect_command(project: Project, path: Path | None, sample: int, costs: bool, as_json: bool) -> None:
+def inspect_command(project: Project, path: Location | None, sample: int, costs: bool, as_json: bool) -> None:
     """Say what will go wrong: problems first, then tables. PATH is a store, or raw data as `cli ingest` takes it.
 
     Without PATH it is the store of this folder; where there is none yet, data.path of the configuration. Of raw data:
@@ -40,7 +40,7 @@ def inspect_command(project: Project, path: Path | None, sample: int, costs: boo
         _inspect_store(project, store_path, as_json)
 
 
-def _inspect_data(project: Project, path: Path, sample: int, costs: bool, as_json: bool) -> None:
+def _inspect_data(project: Project, path: Location, sample: int, costs: bool, as_json: bool) -> None:
     from featurize.progress import steps
     from featurize.sources import open_source
     from featurize.survey import survey_source
@@ -60,7 +60,7 @@ def _inspect_data(project: Project, path: Path, sample: int, costs: bool, as_jso
     click.echo(f"\nNext: {after}cli ingest {path}")
 
 
-def _inspect_store(project: Project, store_path: Path, as_json: bool) -> None:
+def _inspect_store(project: Project, store_path: Location, as_json: bool) -> None:
     from featurize.survey import survey_store
     from stores import open_store
     from stores.inspect import summarize

@@ -89,7 +89,7 @@ def featurize(
         rows = StoreRows(store, source, encoder.modality)
         store.tree.remove_leftovers()
         fitted_on = None
-        if repair and (replace or name not in store.features()):
+        if repair and (replace or not store.has_feature(name)):
             why = "--replace writes all of it anew" if replace else f"{store.tree.location} has no {name}"
             raise ConfigError(f"There is nothing to repair: {why}. Leave --repair away.")
         if encoder.must_fit:
@@ -154,7 +154,7 @@ def make_ready(
     encoder: Encoder, store: Store, rows: StoreRows, name: str, split_name: str, replace: bool
 ) -> str | None:
     """Fit an encoder that must be, and return on which split; or take over what it has learned for this feature."""
-    if not replace and name in store.features():
+    if not replace and store.has_feature(name):
         _take_over_state(encoder, store.feature(name))
         return None
     split = store.split(split_name)

@@ -19,6 +19,8 @@ from featurize.sources.vectors import LAYOUT
 from featurize.user_code import allow_code
 from stores import open_store
 from stores.commands import store_option
+from stores.remote import Location, RemotePath
+from stores.source_path import found_path
 from stores.store import Store
 
 
@@ -27,12 +29,12 @@ class Project:
     """What every command works on. `config` is a `fusion.config.Config`; this layer uses the part it knows."""
 
     config: Any
-    store_path: Path
+    store_path: Location
 
     @property
     def trained_encoders(self) -> Path:
-        """Where `cli train-encoder` leaves its encoders: beside the store."""
-        return self.store_path.parent / "encoders"
+        """Where `cli train-encoder` leaves its encoders: beside the store, or here where that is not on a disk."""
+        return Path("encoders") if isinstance(self.store_path, RemotePath) else self.store_path.parent / "encoders"
 
     def open_store(self) -> Store:
         """The store of the command line. Raises `StoreError` where there is none."""
@@ -53,7 +55,7 @@ def project_options(command: Callable[..., Any]) -> Callable[..., Any]:
         /,
         config_path: Path | None,
         overrides: tuple[str, ...],
-        store_path: Path,
+        store_path: Location,
         **options: Any,
     ) -> Any:
         load_config = context.find_root().obj  # set by cli.py, because the whole configuration is the top layer's
@@ -118,14 +120,14 @@ class StoreRows:
         return raw
 
 
-def open_source_of(store: Store, store_path: Path, config: FeaturizeConfig) -> Source:
+def open_source_of(store: Store, store_path: Location, config: FeaturizeConfig) -> Source:
     """The source a store was made from, read as it was then. Raises `SourceError` where it has moved, or had none."""
     facts = store.source
     if facts["layout"] == LAYOUT:
         raise SourceError(
             f"{store_path} was made of vectors and has no raw data to read. Where there is some: cli ingest DATA"
         )
-    path = config.data.path or store_path.resolve().parent / facts["path"]
+    path = config.data.path or found_path(facts["path"], store_path)
     if not path.exists():
         raise SourceError(
             f"The raw data of {store_path} was at {path} and is not there now.\nSay where it is: --set data.path=FOLDER"

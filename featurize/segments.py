@@ -19,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from featurize.limits import MAX_AUDIO_BYTES, MAX_MIDI_BYTES
+from stores.remote import Location, RemoteStatus, local_file
 
 MODALITIES = ("text", "audio", "midi")
 
@@ -42,9 +43,9 @@ class RawText:
 
 @dataclass(frozen=True)
 class RawAudio:
-    """An audio file (`path`), or a float32 blob (`samples` with `sample_rate_hz`)."""
+    """An audio file (`path`; in object storage, too), or a float32 blob (`samples` with `sample_rate_hz`)."""
 
-    path: Path | None = None
+    path: Location | None = None
     samples: bytes | None = None
     sample_rate_hz: int | None = None
     start_seconds: float | None = None
@@ -65,7 +66,7 @@ class RawMidi:
     shift_seconds: added to the file's times before the segment is cut; stated by the table, measured by `cli align`.
     """
 
-    path: Path | None = None
+    path: Location | None = None
     data: bytes | None = None
     start_seconds: float | None = None
     end_seconds: float | None = None
@@ -85,11 +86,11 @@ class RawMidi:
 Raw = RawText | RawAudio | RawMidi
 
 
-def read_limited(path: Path, most_bytes: int) -> bytes:
+def read_limited(path: Location, most_bytes: int) -> bytes:
     """All of a regular file that has at most so many bytes. Raises `UnreadableInput`."""
     try:
         _check_size(path, path.stat(), most_bytes)
-        return path.read_bytes()
+        return local_file(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL byte
         if isinstance(error, UnreadableInput):
             raise
@@ -97,7 +98,7 @@ def read_limited(path: Path, most_bytes: int) -> bytes:
         raise UnreadableInput(f"cannot read {path}: {reason}") from error
 
 
-def _check_size(path: Path, status: os.stat_result, most_bytes: int) -> None:
+def _check_size(path: Location, status: os.stat_result | RemoteStatus, most_bytes: int) -> None:
     if not stat.S_ISREG(status.st_mode):  # opening a named pipe would wait forever
         raise UnreadableInput(f"cannot read {path}: not a regular file")
     if status.st_size > most_bytes:
@@ -119,10 +120,12 @@ def _pack_span(start_seconds: float | None, end_seconds: float | None) -> bytes:
     )
 
 
-def _file_digest(path: Path, most_bytes: int) -> bytes:
+def _file_digest(path: Location, most_bytes: int) -> bytes:
     try:
         status = path.stat()
         _check_size(path, status, most_bytes)
+        if isinstance(status, RemoteStatus):
+            return _cached_remote_digest(path, status.etag)
         return _cached_file_digest(path, status.st_mtime_ns, status.st_size, status.st_ino)
     except OSError as error:
         raise UnreadableInput(f"cannot read {path}: {error.strerror}") from error
@@ -130,5 +133,14 @@ def _file_digest(path: Path, most_bytes: int) -> bytes:
 
 @lru_cache(maxsize=4096)  # the segments of one song share its file: read it once per run
 def _cached_file_digest(path: Path, mtime_ns: int, size: int, inode: int) -> bytes:
+    return _content_digest(path)
+
+
+@lru_cache(maxsize=4096)
+def _cached_remote_digest(path: Location, etag: str) -> bytes:
+    return _content_digest(local_file(path))
+
+
+def _content_digest(path: Path) -> bytes:
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=DIGEST_BYTES)).digest()

@@ -23,6 +23,7 @@ from featurize.limits import Limits
 from featurize.segments import RawAudio, RawMidi, UnreadableInput
 from featurize.sources.base import Source
 from featurize.workers import Failure, Preparer
+from stores.remote import local_file
 
 FILES_LOOKED_AT, BLOBS_LOOKED_AT = 200, 10
 TOLERANCE_SECONDS = 0.5  # encoders pad and cut their files by some milliseconds; musicians play on
@@ -130,7 +131,9 @@ class _AudioSeconds:
 
         if raw.path is None:
             return len(raw.samples or b"") / 4 / raw.sample_rate_hz if raw.sample_rate_hz else None
-        return float(soundfile.info(raw.path).duration)  # what is no audio raises, and `featurize` says so row by row
+        return float(
+            soundfile.info(local_file(raw.path)).duration
+        )  # what is no audio raises, and `featurize` says so row by row
 
 
 def _midi_times(

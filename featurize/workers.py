@@ -22,6 +22,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from featurize.limits import DEFAULT_LIMITS, Limits, limit_memory
 from featurize.segments import UnreadableInput
+from stores.errors import RemoteError
 
 AHEAD = 8  # prepared rows per worker that may wait for the model
 NICENESS = 10  # where cores are few, the model's threads come first: it waits for them all at every step
@@ -118,6 +119,8 @@ def prepare_safely(encoder: Prepares, raw: Any) -> Any:
         return encoder.prepare(raw)
     except UnreadableInput as error:
         return Failure(str(error))
+    except RemoteError:  # no fault of this row: the storage that it lies in cannot be reached
+        raise
     except MemoryError:
         at_most = f"; at most {_row_gib:g} GiB are given to a row" if _row_gib else ""
         return Failure(f"out of memory while preparing{at_most}")

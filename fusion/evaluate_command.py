@@ -13,6 +13,7 @@ from featurize.project import code_option
 from fusion.completion import complete_runs
 from stores.commands import store_option
 from stores.completion import complete_splits
+from stores.remote import Location
 
 EVALUATION = "evaluation.json"
 TEMPERATURE_LIMITS = "at the limit of what is tried: validation has too few mistakes, or too few hits, to fit one"
@@ -43,7 +44,7 @@ TEMPERATURE_LIMITS = "at the limit of what is tried: validation has too few mist
 @click.option("--json", "as_json", is_flag=True, help="Print evaluation.json.")
 def evaluate_command(
     run: Path,
-    store_path: Path,
+    store_path: Location,
     split_name: str | None,
     part: str | None,
     deployments: tuple[str, ...],

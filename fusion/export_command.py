@@ -9,11 +9,13 @@ import click
 
 from featurize.project import code_option
 from fusion.completion import complete_runs
+from stores.commands import LOCATION
 from stores.errors import TriadError
+from stores.remote import Location
 
 
 @click.command("export")
-@click.argument("run", metavar="RUN|STORE", type=click.Path(path_type=Path), shell_complete=complete_runs)
+@click.argument("run", metavar="RUN|STORE", type=LOCATION, shell_complete=complete_runs)
 @code_option
 @click.option(
     "--onnx", "path", type=click.Path(path_type=Path, dir_okay=False), help="Of a run: the ONNX file to write."
@@ -25,7 +27,7 @@ from stores.errors import TriadError
 @click.option("--overwrite", is_flag=True, help="Replace a file of the same name.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def export_command(
-    run: Path,
+    run: Location,
     path: Path | None,
     calibrated: bool,
     kind: str | None,
@@ -59,7 +61,7 @@ def _check_free(option: str, path: Path, overwrite: bool) -> None:
 
 
 def _export_vectors(
-    store_path: Path, kind: str, out: Path | None, features: tuple[str, ...], overwrite: bool, as_json: bool
+    store_path: Location, kind: str, out: Path | None, features: tuple[str, ...], overwrite: bool, as_json: bool
 ) -> None:
     from stores import open_store
     from stores.export_vectors import SUFFIXES, export_vectors
@@ -77,12 +79,12 @@ def _export_vectors(
     click.echo(f"\nVectors: {path}   Back into a store: cli import {path} {pairs}")
 
 
-def _export_model(run: Path, path: Path, calibrated: bool, overwrite: bool, as_json: bool) -> None:
+def _export_model(run: Location, path: Path, calibrated: bool, overwrite: bool, as_json: bool) -> None:
     from fusion.export_onnx import TOLERANCE, export_onnx
     from fusion.load_run import load_run, load_temperatures
 
     _check_free("--onnx", path, overwrite)
-    loaded = load_run(run)
+    loaded = load_run(Path(str(run)))
     exported = export_onnx(loaded, path, load_temperatures(loaded) if calibrated else None)
     if as_json:
         facts = {"run": loaded.name, "onnx": str(path), "largest_difference": exported.difference}

@@ -13,6 +13,8 @@ import click
 
 from featurize.project import Project, code_option, project_options
 from fusion.completion import complete_runs
+from stores.commands import LOCATION
+from stores.remote import Location
 
 if TYPE_CHECKING:
     from fusion.prediction_file import Write
@@ -23,7 +25,7 @@ FEW_SEGMENTS = 100  # are prepared sooner than other processes have started
 
 @click.command("predict")
 @click.argument("run", type=click.Path(path_type=Path), shell_complete=complete_runs)
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", type=LOCATION)
 @project_options
 @code_option
 @click.option(
@@ -59,7 +61,7 @@ FEW_SEGMENTS = 100  # are prepared sooner than other processes have started
 def predict_command(
     project: Project,
     run: Path,
-    data: Path,
+    data: Location,
     out: str | None,
     file_format: str | None,
     slots: str | None,

@@ -40,6 +40,7 @@ from stores import open_store
 from stores.backends import HDF5_SUFFIXES, kind_at
 from stores.base import STRING
 from stores.feature import Status
+from stores.remote import Location
 from stores.store import Store
 
 Segment = Mapping[str, Raw | str | None]  # slot -> raw input; and `segment_id`, where it has one
@@ -65,7 +66,7 @@ class Predictor:
         calibrated: bool = False,
         device: str = "cpu",
         workers: int = 0,
-        store: Path | None = None,
+        store: Location | None = None,
         places: Mapping[str, Path] | None = None,
         allow_other_versions: bool = False,
     ):
@@ -207,7 +208,7 @@ class Predictor:
         return pa.table(columns)
 
 
-def open_data(path: Path, config: DataConfig | None = None) -> Store | Source:
+def open_data(path: Location, config: DataConfig | None = None) -> Store | Source:
     """A store; or raw segments as `cli ingest` takes them, with groups or without. Raises `TriadError`."""
     if kind_at(path) is not None or path.suffix in STORE_SUFFIXES:
         return open_store(path)

@@ -8,6 +8,8 @@ import click
 
 from fusion.completion import complete_runs
 from fusion.report_parts import CLIPS, MAX_POINTS
+from stores.commands import LOCATION
+from stores.remote import Location
 
 
 @click.command("report")
@@ -15,13 +17,13 @@ from fusion.report_parts import CLIPS, MAX_POINTS
 @click.option(
     "--store",
     "store_path",
-    type=click.Path(path_type=Path),
+    type=LOCATION,
     help="The store it was trained on. [default: where the run says, here, or beside runs/]",
 )
 @click.option(
     "--data",
     "data_path",
-    type=click.Path(path_type=Path),
+    type=LOCATION,
     help="The raw data of texts and audio. [default: where the store says]",
 )
 @click.option(
@@ -43,8 +45,8 @@ from fusion.report_parts import CLIPS, MAX_POINTS
 @click.option("--max-points", type=click.IntRange(1), default=MAX_POINTS, show_default=True, help="Of the map.")
 def report_command(
     run: Path,
-    store_path: Path | None,
-    data_path: Path | None,
+    store_path: Location | None,
+    data_path: Location | None,
     projection: str,
     texts: bool,
     audio: bool | None,

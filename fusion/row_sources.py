@@ -26,6 +26,7 @@ class RowSource(Protocol):
     """Where streamed rows are read from, chunk by chunk."""
 
     chunk_rows: int
+    parallel_reads: int  # how many at a time pay
 
     def places(self, rows: np.ndarray) -> np.ndarray:
         """Where these rows of the store are, int64 (n,)."""
@@ -48,6 +49,9 @@ class StoreChunks:
         chunk_rows: int,
     ):
         self.chunk_rows = chunk_rows
+        self.parallel_reads = max(feature.parallel_reads for feature in features.values())
+        for feature in features.values():
+            feature.read_often()
         self.features = dict(features)
         self._statuses = dict(statuses)
         self._frame_slots = set(frame_slots)
@@ -87,6 +91,7 @@ class RowFile:
     """
 
     chunk_rows = FILE_CHUNK_ROWS
+    parallel_reads = 1
 
     def __init__(self, rows: np.ndarray, like: RowSource, folder: Path | None):
         self._rows = rows

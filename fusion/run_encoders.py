@@ -20,6 +20,8 @@ from fusion.load_run import LoadedRun, check_features
 from stores import open_store
 from stores.errors import StoreError, TriadError
 from stores.memory_store import MemoryTree
+from stores.remote import Location, RemotePath, location
+from stores.source_path import folder_of
 from stores.store import Store
 
 Read = Callable[[int, str], Raw | None]  # row and slot to what is there; may raise `UnreadableInput`
@@ -37,7 +39,7 @@ class RunEncoders:
         self,
         run: LoadedRun,
         slots: Sequence[str],
-        store_path: Path | None = None,
+        store_path: Location | None = None,
         *,
         places: Mapping[str, Path] | None = None,
         device: str = "cpu",
@@ -54,7 +56,7 @@ class RunEncoders:
                 feature.record,
                 feature.state(),
                 place=(places or {}).get(slot) or find_tuned(feature.record, run.folder.parent),
-                searched=[path.parent / "encoders"],
+                searched=[folder_of(path) / "encoders"],
                 device=device,
                 allow_other_versions=allow_other_versions,
             )
@@ -102,15 +104,17 @@ class _Rows:
         return self._read(row, self._slot)
 
 
-def find_store(run: LoadedRun, slots: Sequence[str], store_path: Path | None = None) -> tuple[Store, Path]:
+def find_store(run: LoadedRun, slots: Sequence[str], store_path: Location | None = None) -> tuple[Store, Location]:
     """The first store that holds the run's features of these slots, and where it is.
 
     Looked for at `store_path`, then where the run says, from here and from the folder that `runs/` stands in. Raises
     `TriadError`.
     """
-    said = Path(run.environment["store"])
+    said = location(run.environment["store"])
     wrong: TriadError | None = None
-    for path in ([] if store_path is None else [store_path]) + [said, run.folder.resolve().parent.parent / said]:
+    wanted: list[Location] = [] if store_path is None else [store_path]
+    wanted += [said] if isinstance(said, RemotePath) else [said, run.folder.resolve().parent.parent / said]
+    for path in wanted:
         try:
             store = open_store(path)
             check_features(run, store, slots)

@@ -19,10 +19,12 @@ Validation and test rows are read again and again, and are few in each chunk. Of
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -227,11 +229,19 @@ class StreamedSegments:
         numbers, firsts = np.unique(places[by_chunk] // source.chunk_rows, return_index=True)
         wanted = list(zip(numbers.tolist(), np.split(by_chunk, firsts[1:]), strict=True))
         found = {slot: source.empty(slot, len(places)) for slot in self.slots}
-        for slot, arrays in found.items():
-            for number, to in wanted:
-                read = source.read(slot, number)
-                for kind, values in arrays.items():
-                    values[to] = np.take(read[kind], places[to] - number * source.chunk_rows, axis=0)
+
+        def read(job: tuple[str, tuple[int, np.ndarray]]) -> None:
+            slot, (number, to) = job
+            rows = source.read(slot, number)
+            for kind, values in found[slot].items():
+                values[to] = np.take(rows[kind], places[to] - number * source.chunk_rows, axis=0)
+
+        jobs = product(self.slots, wanted)
+        if source.parallel_reads == 1:
+            deque(map(read, jobs), maxlen=0)
+        else:  # most of a read is waiting for a network
+            with ThreadPoolExecutor(source.parallel_reads, "read chunks") as readers:
+                deque(readers.map(read, jobs), maxlen=0)
         return self._window(start, stop, found)
 
     def _window(self, start: int, stop: int, found: Mapping[str, Arrays]) -> _Window:

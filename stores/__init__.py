@@ -1,4 +1,5 @@
-"""The feature store: vectors, presence, labels and splits of music segments, in one folder, or one HDF5 file.
+"""The feature store: vectors, presence, labels and splits of music segments, in one folder, one HDF5 file, or object
+storage.
 
     store = open_store("features.zarr")
     store["audio/mel_stats"].vectors[:]      # float16 (N, D)
@@ -8,10 +9,10 @@ Importing this package imports neither torch, zarr nor h5py; opening a store imp
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stores.errors import DamagedStore, RecordMismatch, StoreError, TriadError
+from stores.remote import Location, location
 
 if TYPE_CHECKING:
     from stores.store import Store
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["DamagedStore", "RecordMismatch", "StoreError", "TriadError", "open_store"]
 
 
-def open_store(path: str | Path) -> Store:
-    """Open the store at `path`. Raises `StoreError` where there is none."""
+def open_store(path: str | Location) -> Store:
+    """Open the store at `path`: a folder, a file, or a URL such as `s3://bucket/key`. Raises `StoreError`."""
     from stores.backends import open_tree
     from stores.store import Store
 
-    return Store(open_tree(Path(path)))
+    return Store(open_tree(location(path)))

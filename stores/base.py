@@ -12,10 +12,11 @@ Conventions
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from stores.remote import Location
 
 STRING = np.dtypes.StringDType()
 
@@ -26,7 +27,8 @@ class ArrayTree(ABC):
     """A backend. Subclass it, and `tests/stores_contract.py` tests it."""
 
     location: str  # for messages: a path, or "memory"
-    claims: Path | None = None  # the folder where writers of features say who they are (`stores.claim`)
+    claims: Location | None = None  # the folder where writers of features say who they are (`stores.claim`)
+    parallel_reads: int = 1  # how many reads at a time pay; more than one where each waits for a network
 
     @abstractmethod
     def create(self, path: str, shape: tuple[int, ...], dtype: np.dtype[Any], chunk_rows: int) -> None:
@@ -47,6 +49,10 @@ class ArrayTree(ABC):
     def stored_chunks(self, path: str) -> set[int]:
         """Numbers of the chunks that were ever written (and are still there)."""
 
+    def has_chunk(self, path: str, number: int) -> bool:
+        """Whether this chunk was ever written (and is still there)."""
+        return number in self.stored_chunks(path)
+
     @abstractmethod
     def layout(self, path: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
         """Shape, dtype and rows per chunk of an array."""
@@ -66,6 +72,9 @@ class ArrayTree(ABC):
     @abstractmethod
     def delete(self, path: str) -> None:
         """Remove an array or a group with all below it; nothing happens where there is none."""
+
+    def read_often(self) -> None:  # noqa: B027 (a disk is near enough)
+        """From now on the same chunks are read again and again: keep copies where that is faster."""
 
     def remove_leftovers(  # noqa: B027 (some backends leave none)
         self, older_than_seconds: float = 600.0, path: str = "", *, deep: bool = True

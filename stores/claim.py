@@ -8,6 +8,8 @@ Conventions
   all.
 * Another host, or a file system without locks, cannot be asked. There the holder touches the file every 10 seconds, and
   counts as dead when it has not for 2 minutes; clocks of hosts must agree to less than that.
+* In object storage there are no locks: the claim is an object of the same name, which the storage makes only where
+  there is none (`stores.object_claim`). It is written anew every 10 seconds, and else the same holds.
 * Different features have different claims and never wait for each other. Readers need none.
 """
 
@@ -20,23 +22,26 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import unquote
 
-from stores.errors import StoreError
+from stores.errors import RemoteError, StoreError
 from stores.feature import quoted
 from stores.flock import is_still, lock
+from stores.object_claim import ObjectClaim
+from stores.remote import Location, RemotePath
 
 HEARTBEAT_SECONDS = 10.0
 DEAD_AFTER_SECONDS = 120.0
 
 
 @contextmanager
-def claimed(folder: Path | None, feature: str) -> Iterator[None]:
+def claimed(folder: Location | None, feature: str) -> Iterator[None]:
     """While this block runs nobody else writes `feature`. Raises `StoreError` where somebody does.
 
     folder: the store's (`ArrayTree.claims`); `None` where no other process can reach the store.
@@ -44,16 +49,16 @@ def claimed(folder: Path | None, feature: str) -> Iterator[None]:
     if folder is None:
         yield
         return
+    if isinstance(folder, RemotePath):
+        with object_claimed(folder / f"{quoted(feature)}.claim", feature):
+            yield
+        return
     path = folder / f"{quoted(feature)}.claim"
     file = _take(path, feature)
-    given_back = threading.Event()
-    beating = threading.Thread(target=_beat, args=(path, given_back), daemon=True)
-    beating.start()
     try:
-        yield
+        with _beating(partial(os.utime, path)):
+            yield
     finally:
-        given_back.set()
-        beating.join()
         with suppress(OSError):  # the store may be gone
             path.unlink()  # while it is locked: whoever waits for it finds that it is no longer there
         file.close()
@@ -62,7 +67,27 @@ def claimed(folder: Path | None, feature: str) -> Iterator[None]:
 
 
 @contextmanager
-def all_claimed(folder: Path, features: Iterable[str]) -> Iterator[None]:
+def object_claimed(path: RemotePath, what: str) -> Iterator[None]:
+    """As `claimed`, by the object at `path`. what: is being written."""
+    claim = ObjectClaim(path, _myself())
+    holder = claim.take(DEAD_AFTER_SECONDS, lambda h: h.get("host") == socket.gethostname() and _is_gone(h.get("pid")))
+    if holder is not None:
+        raise StoreError(_told(what, holder))
+    try:
+        with _beating(claim.beat):
+            yield
+    finally:
+        with suppress(RemoteError):  # then it ages, and counts for nothing once this process is gone
+            claim.give_back()
+    if claim.is_lost:
+        raise StoreError(
+            f"Another process has taken over {what}, as this one gave no sign of life for {DEAD_AFTER_SECONDS:.0f} s. "
+            "Give the same command again."
+        )
+
+
+@contextmanager
+def all_claimed(folder: Location, features: Iterable[str]) -> Iterator[None]:
     """While this block runs nobody writes any of these features, or one that is new. Raises `StoreError`."""
     new = (unquote(path.stem) for path in folder.glob("*.claim"))
     with ExitStack() as exits:
@@ -71,8 +96,10 @@ def all_claimed(folder: Path, features: Iterable[str]) -> Iterator[None]:
         yield
 
 
-def claims_of(store: Path) -> Path:
+def claims_of(store: Location) -> Location:
     """The folder of claims of the store at this path."""
+    if isinstance(store, RemotePath):
+        return store / ".claims"
     return store / ".claims" if store.is_dir() else store.with_name(f".{store.name}.claims")
 
 
@@ -121,10 +148,23 @@ def _is_gone(pid: Any) -> bool:
     return False
 
 
-def _beat(path: Path, given_back: threading.Event) -> None:
-    while not given_back.wait(HEARTBEAT_SECONDS):
-        with suppress(OSError):
-            os.utime(path)
+@contextmanager
+def _beating(beat: Callable[[], object]) -> Iterator[None]:
+    """While the block runs a thread beats every `HEARTBEAT_SECONDS`."""
+    given_back = threading.Event()
+
+    def run() -> None:
+        while not given_back.wait(HEARTBEAT_SECONDS):
+            with suppress(OSError, RemoteError):
+                beat()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        given_back.set()
+        thread.join()
 
 
 def _holder(file: BinaryIO) -> dict[str, Any]:

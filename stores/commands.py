@@ -9,7 +9,21 @@ from typing import Any
 
 import click
 
+from stores.remote import Location, location
+
 Command = Callable[..., Any]
+
+
+class LocationType(click.ParamType):
+    """An argument of a command: a path, or a URL of object storage."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Location:
+        return location(value)
+
+
+LOCATION = LocationType()
 
 
 def store_option(command: Command) -> Command:
@@ -17,17 +31,17 @@ def store_option(command: Command) -> Command:
     return click.option(
         "--store",
         "store_path",
-        type=click.Path(path_type=Path),
+        type=LOCATION,
         default=Path("features.zarr"),
         show_default=True,
-        help="The feature store.",
+        help="The feature store; a path, or s3://, gs:// or az:// and where it is.",
     )(command)
 
 
 @click.command("verify")
 @store_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def verify_command(store_path: Path, as_json: bool) -> None:
+def verify_command(store_path: Location, as_json: bool) -> None:
     """Read every chunk back and check it against its checksum. Exits 1 where something is damaged.
 
     Each damaged chunk is named with its feature, array and rows; then what to do about them.
@@ -56,11 +70,11 @@ def verify_command(store_path: Path, as_json: bool) -> None:
 
 
 @click.command("convert")
-@click.argument("origin", metavar="A", type=click.Path(path_type=Path))
-@click.argument("target", metavar="B", type=click.Path(path_type=Path))
+@click.argument("origin", metavar="A", type=LOCATION)
+@click.argument("target", metavar="B", type=LOCATION)
 @click.option("--replace", is_flag=True, help="Make B anew where it is a store already.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def convert_command(origin: Path, target: Path, replace: bool, as_json: bool) -> None:
+def convert_command(origin: Location, target: Location, replace: bool, as_json: bool) -> None:
     """Copy the whole store A to B: one HDF5 file where B ends in .h5 or .hdf5, a Zarr folder otherwise.
 
     The copy is compared with A, array by array, before it appears at B.

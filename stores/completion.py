@@ -12,6 +12,8 @@ from urllib.parse import unquote
 import click
 from click.shell_completion import get_completion_class
 
+from stores.remote import RemotePath, location
+
 SHELLS = ("bash", "zsh", "fish")
 INSTALL = {
     "bash": "cli completion bash >> ~/.bashrc",
@@ -66,7 +68,10 @@ def last_of_list(incomplete: str, names: Iterable[str], separator: str = ",") ->
 
 
 def _names(context: click.Context, group: str, depth: int = 1) -> list[str]:
-    folder = Path(context.params.get("store_path") or "features.zarr") / group
+    store = location(context.params.get("store_path") or "features.zarr")
+    if isinstance(store, RemotePath):  # a Tab key must not wait for a network
+        return []
+    folder = store / group
     if folder.parent.is_file():  # an HDF5 store has no folders to list
         return _names_in_file(folder.parent, group)
     found = (path.parent.relative_to(folder) for path in folder.glob("/".join(["*"] * depth) + "/zarr.json"))

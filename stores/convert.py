@@ -6,10 +6,9 @@ that were never written stay so. The one change is the path to the raw data, whi
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,8 @@ import numpy as np
 from stores.backends import new_tree, open_tree
 from stores.base import ArrayTree, Attributes
 from stores.errors import DamagedStore, StoreError
+from stores.remote import Location
+from stores.source_path import folder_of, found_path, stated_path
 from stores.store import Store
 
 
@@ -29,7 +30,7 @@ class Converted:
     n_bytes: int
 
 
-def convert(origin: Path, target: Path, *, replace: bool = False) -> Converted:
+def convert(origin: Location, target: Location, *, replace: bool = False) -> Converted:
     """Make a copy of the store at `origin` that appears at `target`, compared and whole, or not at all.
 
     The backend of `target` is its suffix's (`stores.backends`). Raises `StoreError` where it exists and `replace` is
@@ -123,11 +124,9 @@ def _layout(tree: ArrayTree, path: str) -> tuple[tuple[int, ...], np.dtype[Any],
         return None
 
 
-def _moved(facts: Attributes, origin: Path, target: Path) -> Attributes:
+def _moved(facts: Attributes, origin: Location, target: Location) -> Attributes:
     """The root's attributes with the path to the raw data as seen from the copy's folder."""
     stated = facts["source"].get("path")
-    here, there = origin.resolve().parent, target.resolve().parent
-    if not isinstance(stated, str) or PurePosixPath(stated).is_absolute() or here == there:
+    if not isinstance(stated, str) or PurePosixPath(stated).is_absolute() or folder_of(origin) == folder_of(target):
         return facts
-    path = Path(os.path.relpath(here / stated, there)).as_posix()
-    return {**facts, "source": {**facts["source"], "path": path}}
+    return {**facts, "source": {**facts["source"], "path": stated_path(found_path(stated, origin), target)}}

@@ -22,6 +22,10 @@ class StoreError(TriadError):
     """The store is missing, is no store, or does not hold what was asked for."""
 
 
+class RemoteError(TriadError):
+    """An object storage cannot be reached, or refuses; no store's fault, and no sign of damage."""
+
+
 class RecordMismatch(StoreError):
     """A feature was written by another encoder, or by the same one configured otherwise."""
 

@@ -110,6 +110,15 @@ class Feature:
         """What it was made with; numbers too large for it may have turned it to float32 since."""
         return np.dtype(np.float16) if self._facts["vectors"].endswith(WIDENED) else self.dtype
 
+    @property
+    def parallel_reads(self) -> int:
+        """How many reads of chunks at a time pay."""
+        return self._tree.parallel_reads
+
+    def read_often(self) -> None:
+        """From now on the same chunks of vectors and frames are read again and again."""
+        self._tree.read_often()
+
     def chunks(self) -> list[range]:
         """The rows of each chunk, in order."""
         return [
@@ -212,7 +221,7 @@ class Feature:
         assert self.has_frames == (frames is not None) == (n_frames is not None)
         at = np.asarray(rows) - chunk.start
         new_status = self.read_status(chunk)
-        is_new = chunk.start // self.chunk_rows not in self._tree.stored_chunks(self.array_path("status"))
+        is_new = not self._tree.has_chunk(self.array_path("status"), chunk.start // self.chunk_rows)
         if is_new or (new_status[at] != Status.PENDING).any():  # is_new: values without statuses beside them are damage
             new_status[at] = Status.PENDING
             self._tree.write(f"{self._path}/status", chunk.start, new_status)

@@ -184,8 +184,9 @@ class Store:
 
     def split(self, name: str) -> Split:
         """The split of this name. Raises `StoreError` where there is none, `DamagedStore` on bad bytes."""
-        self._known("split", name, self.splits(), remedy="`cli split` makes one.")
         path = f"splits/{quoted(name)}"
+        if not self.tree.attributes(path):
+            self._known("split", name, self.splits(), remedy="`cli split` makes one.")
         return Split(name, read_whole(self.tree, path), self.tree.attributes(path))
 
     def write_split(self, split: Split) -> None:
@@ -228,9 +229,15 @@ class Store:
                     names.append(f"{unquote(slot)}/{unquote(encoder)}")
         return names
 
+    def has_feature(self, name: str) -> bool:
+        """Whether there is such a feature; asked by its name, as a listing of object storage may be old."""
+        slot, _, encoder = name.partition("/")
+        return bool(slot and encoder) and "record" in self.tree.attributes(f"features/{quoted(slot)}/{quoted(encoder)}")
+
     def feature(self, name: str) -> Feature:
         """The feature of this name, `slot/encoder`. Raises `StoreError` where there is none."""
-        self._known("feature", name, self.features(), remedy="`cli featurize --encoder NAME` makes one.")
+        if not self.has_feature(name):
+            self._known("feature", name, self.features(), remedy="`cli featurize --encoder NAME` makes one.")
         return Feature(self.tree, name)
 
     def create_feature(
@@ -247,7 +254,7 @@ class Store:
         Raises `StoreError` where it exists.
         """
         check_complete(record)
-        if name in self.features():
+        if self.has_feature(name):
             raise StoreError(f"{self.tree.location} holds {name} already. Keep both with --as NAME, or pass --replace.")
         slot, _, encoder = name.partition("/")
         if not slot or not encoder or "/" in encoder:
@@ -275,7 +282,7 @@ class Store:
 
         To be called while `writing` it: what a killed writer left there is removed.
         """
-        if name not in self.features():
+        if not self.has_feature(name):
             return self.create_feature(name, record, **creation)
         feature = self.feature(name)
         check_same(name, feature.record, record)

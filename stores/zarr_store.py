@@ -53,16 +53,7 @@ class ZarrTree(ArrayTree):
     def create(self, path: str, shape: tuple[int, ...], dtype: np.dtype[Any], chunk_rows: int) -> None:
         self.delete(path)
         with self._writing(""):
-            self._open[path] = self._root.create_array(
-                path,
-                shape=shape,
-                # an empty array still needs a chunk shape of at least one row
-                chunks=(max(1, min(chunk_rows, max(shape[0], 1))), *(max(1, n) for n in shape[1:])),
-                dtype=dtype,
-                compressors=[Crc32cCodec()],
-                fill_value="" if dtype.kind == "T" else 0,
-                config={"write_empty_chunks": True},
-            )
+            self._open[path] = self._root.create_array(path, **array_settings(shape, dtype, chunk_rows))
 
     def read(self, path: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         array = self._array(path)
@@ -137,9 +128,7 @@ class ZarrTree(ArrayTree):
         rows, *others = array.chunks
         if start % rows or start >= stop or (stop % rows and stop != array.shape[0]):
             return None
-        if array.dtype.kind == "T" or tuple(array.metadata.codecs) not in AS_WRITTEN:  # type: ignore[union-attr]
-            return None
-        if tuple(others) != array.shape[1:] or sys.byteorder != "little":
+        if not is_plain(array):
             return None
         found = np.empty((stop - start, *others), array.dtype)
 
@@ -183,6 +172,26 @@ class ZarrTree(ArrayTree):
             # the option lives in the process, not in the file: without it an all-zero chunk would be left out
             self._open[path] = array.with_config({"write_empty_chunks": True})
         return self._open[path]
+
+
+def array_settings(shape: tuple[int, ...], dtype: np.dtype[Any], chunk_rows: int) -> dict[str, Any]:
+    """How an array of this project is made, in the words of zarr-python."""
+    return {
+        "shape": shape,
+        # an empty array still needs a chunk shape of at least one row
+        "chunks": (max(1, min(chunk_rows, max(shape[0], 1))), *(max(1, n) for n in shape[1:])),
+        "dtype": dtype,
+        "compressors": [Crc32cCodec()],
+        "fill_value": "" if dtype.kind == "T" else 0,
+        "config": {"write_empty_chunks": True},
+    }
+
+
+def is_plain(array: zarr.Array[Any]) -> bool:
+    """Whether a chunk is just rows in this machine's byte order, and a checksum."""
+    if array.dtype.kind == "T" or tuple(array.metadata.codecs) not in AS_WRITTEN:  # type: ignore[union-attr]
+        return False
+    return tuple(array.chunks[1:]) == array.shape[1:] and sys.byteorder == "little"
 
 
 def _read_chunk(file: Path, into: np.ndarray, chunk_rows: int) -> bool:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: a process a core, so a thread a process
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -16,6 +17,10 @@ from hypothesis import settings
 
 from cli import cli
 from featurize.demo import make_demo
+from stores.remote import RemotePath
+
+if TYPE_CHECKING:
+    from tests.object_storage import FaultyStorage
 
 settings.register_profile("any machine", deadline=None)  # machines are noisy; time is benchmarks' affair
 settings.load_profile("any machine")
@@ -69,3 +74,30 @@ def run_cli() -> Callable[..., Result]:
         return result
 
     return run
+
+
+@pytest.fixture(scope="session")
+def running_storage() -> Iterator[FaultyStorage]:
+    from tests.object_storage import FaultyStorage
+
+    storage = FaultyStorage()
+    yield storage
+    storage.close()
+
+
+@pytest.fixture
+def storage(running_storage: FaultyStorage, monkeypatch: pytest.MonkeyPatch) -> FaultyStorage:
+    """An S3 server on loopback, without faults as yet, that the environment leads to."""
+    from tests.object_storage import CREDENTIALS
+
+    for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": running_storage.url}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("TRIAD_CACHE", raising=False)
+    running_storage.forget()
+    return running_storage
+
+
+@pytest.fixture
+def bucket(storage: FaultyStorage) -> RemotePath:
+    """A new bucket there."""
+    return RemotePath(f"s3://{storage.new_bucket()}", "")

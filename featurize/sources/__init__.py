@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from featurize.config import DataConfig
 from featurize.errors import SourceError
 from featurize.sources.base import Source
 from featurize.sources.folder import open_folder
 from featurize.sources.split_parquet import open_split_parquet
+from stores.remote import Location
 
 __all__ = ["Source", "open_source"]
 
 TABLE_NAMES = ("segments.csv", "segments.parquet")
 
 
-def open_source(path: Path, config: DataConfig) -> Source:
+def open_source(path: Location, config: DataConfig) -> Source:
     """Open the dataset at `path`: a folder, its table, or a `*_metadata.parquet`. Raises `SourceError`."""
-    path = Path(path)
     if not path.exists():
         raise SourceError(
             f"There is nothing at {path}. Name a folder with segments.csv, a table, or *_metadata.parquet."

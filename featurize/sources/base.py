@@ -7,7 +7,6 @@ settles it where there is no file; a flag `true` with neither blob nor file is a
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +14,9 @@ import numpy as np
 from featurize.config import Scope
 from featurize.limits import MAX_TEXT_BYTES
 from featurize.segments import Raw, RawAudio, RawMidi, RawText, UnreadableInput, read_limited
+from featurize.sources.media_ahead import MediaAhead
 from featurize.sources.table import SegmentTable
+from stores.remote import Location, RemotePath
 
 FLAGS = {"text": "has_text", "audio": "has_audio", "midi": "has_midi"}
 PATHS = {"text": "text_path", "audio": "audio_path", "midi": "midi_path"}
@@ -43,7 +44,7 @@ class Source:
     def __init__(
         self,
         table: SegmentTable,
-        root: Path,
+        root: Location,
         layout: str,
         *,
         audio_is: Scope,
@@ -54,6 +55,7 @@ class Source:
     ):
         self.table = table
         self.root = root
+        self._ahead = MediaAhead(self) if isinstance(root, RemotePath) else None
         self.layout = layout
         self.scopes: dict[str, Scope] = {"audio": audio_is, "midi": midi_is}
         self.blobs = blobs
@@ -80,7 +82,7 @@ class Source:
         """Whether media of this modality stand in the data themselves, not in files."""
         return self.blobs is not None and self.blobs.has(modality)
 
-    def file(self, row: int, modality: str) -> Path | None:
+    def file(self, row: int, modality: str) -> Location | None:
         """The media file that the table names, whether it exists or not. Raises `UnreadableInput` outside the root."""
         stated = self.paths[modality][row]
         if stated is None:
@@ -111,6 +113,11 @@ class Source:
         audio_begins = self.begins(row, "audio") if self.scopes["audio"] == "segment" else self.start_seconds[row]
         return self.begins(row, "midi") - float(np.nan_to_num(audio_begins))
 
+    def fetch(self, row: int, modality: str) -> None:
+        """Where files are in object storage: get this row's, with those of the next rows on their way."""
+        if self._ahead is not None and not self.has_blobs(modality):
+            self._ahead.fetch(row, modality)
+
     def raw(self, row: int, modality: str) -> Raw | None:
         """The raw input; `None` where the segment has no such modality. Raises `UnreadableInput`."""
         readers: dict[str, Callable[[int], Raw | None]] = {
@@ -118,6 +125,7 @@ class Source:
             "audio": self._audio,
             "midi": self._midi,
         }
+        self.fetch(row, modality)
         raw = readers[modality](row)
         if raw is None and self.flags[modality][row] and modality != "text":
             raise UnreadableInput(f"{FLAGS[modality]} is true, but there is neither a blob nor a file")
@@ -158,7 +166,7 @@ class Source:
             return None
         return RawMidi(path=path, start_seconds=start, end_seconds=end, shift_seconds=shift)
 
-    def _media_file(self, row: int, modality: str) -> Path | None:
+    def _media_file(self, row: int, modality: str) -> Location | None:
         path = self.file(row, modality)
         if path is None or is_file(path):
             return path
@@ -167,7 +175,7 @@ class Source:
         raise UnreadableInput(f"{self.paths[modality][row]} does not exist in {self.root}")
 
 
-def is_file(path: Path) -> bool:
+def is_file(path: Location) -> bool:
     """Whether there is such a file; a name that cannot be one is none."""
     try:
         return path.is_file()
@@ -175,8 +183,10 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def stays_inside(path: Path, root: Path) -> bool:
+def stays_inside(path: Location, root: Location) -> bool:
     """Whether `path`, links followed, lies in `root`."""
+    if isinstance(path, RemotePath) or isinstance(root, RemotePath):
+        return isinstance(path, RemotePath) and isinstance(root, RemotePath) and path.is_relative_to(root)
     try:
         return path.resolve().is_relative_to(root.resolve())
     except (OSError, ValueError, RuntimeError):  # loops of links, NUL bytes, names too long

@@ -9,7 +9,6 @@ Source: DESIGN §5, layout 2. Blobs: `audio_waveform` little-endian float32 mono
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,13 +19,15 @@ from featurize.config import DataConfig
 from featurize.errors import SourceError
 from featurize.segments import UnreadableInput
 from featurize.sources.base import Source
-from featurize.sources.table import SegmentTable, read_table
+from featurize.sources.table import SegmentTable, for_pyarrow, read_table
+from stores.remote import Location, RemotePath, listed
 
 BATCH_ROWS = 32  # about 40 MB of 30 s waveforms at 11 kHz to 48 kHz
+REMOTE_BUFFER_BYTES = 8 * 2**20  # of a column are read at a time: a request takes tens of milliseconds
 BLOB_ROLES = ("audio_waveform", "audio_sample_rate", "midi_binary")
 
 
-def open_split_parquet(metadata_paths: list[Path], config: DataConfig) -> Source:
+def open_split_parquet(metadata_paths: list[Location], config: DataConfig) -> Source:
     """The source of one or more metadata files and their media files, in name order. Raises `SourceError`."""
     roles = config.columns.mapping("split_parquet")
     blob_columns = tuple(roles[role] for role in BLOB_ROLES)
@@ -40,7 +41,7 @@ def open_split_parquet(metadata_paths: list[Path], config: DataConfig) -> Source
     blobs = MediaBlobs([path for path in media if path.is_file()], roles, segments.texts("segment_id"))
     return Source(
         segments,
-        metadata_paths[0].parent,
+        listed(metadata_paths[0].parent),
         "split_parquet",
         audio_is=config.audio_is or "segment",
         midi_is=config.midi_is or "song",
@@ -53,7 +54,7 @@ def open_split_parquet(metadata_paths: list[Path], config: DataConfig) -> Source
 class MediaBlobs:
     """Blobs of `*_media.parquet` by row of the metadata."""
 
-    def __init__(self, paths: list[Path], roles: Mapping[str, str], ids: list[str | None]):
+    def __init__(self, paths: list[Location], roles: Mapping[str, str], ids: list[str | None]):
         self._columns = {role: roles[role] for role in BLOB_ROLES}
         self._paths = paths
         self._place: dict[int, tuple[int, int]] = {}  # metadata row -> media file, row in it
@@ -62,10 +63,15 @@ class MediaBlobs:
         row_of = {segment_id: row for row, segment_id in enumerate(ids) if segment_id is not None}
         for number, path in enumerate(paths):
             try:
-                names = set(pq.read_schema(path).names)
+                names = set(pq.read_schema(for_pyarrow(path)).names)
                 if roles["segment_id"] not in names:
                     raise SourceError(f"{path} has no column {roles['segment_id']!r} to join it by.")
-                media_ids = pq.read_table(path, columns=[roles["segment_id"]]).column(0).cast(pa.string()).to_pylist()
+                media_ids = (
+                    pq.read_table(for_pyarrow(path), columns=[roles["segment_id"]])
+                    .column(0)
+                    .cast(pa.string())
+                    .to_pylist()
+                )
             except (OSError, pa.ArrowException) as error:
                 raise SourceError(f"Cannot read {path}: {str(error).splitlines()[0]}") from error
             self._available |= {role for role, column in self._columns.items() if column in names}
@@ -121,8 +127,9 @@ class MediaBlobs:
 class _Cursor:
     """One column of one parquet file, read forward in batches; going back reopens the row group."""
 
-    def __init__(self, path: Path, column: str):
-        self._file = pq.ParquetFile(path, memory_map=True, pre_buffer=False)
+    def __init__(self, path: Location, column: str):
+        buffer_bytes = REMOTE_BUFFER_BYTES if isinstance(path, RemotePath) else 0
+        self._file = pq.ParquetFile(for_pyarrow(path), memory_map=True, pre_buffer=False, buffer_size=buffer_bytes)
         self._column = column
         metadata = self._file.metadata
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +19,13 @@ import pyarrow.parquet as pq
 
 from featurize.errors import SourceError
 from featurize.timecode import lrc_to_seconds, smpte_to_seconds
+from stores.remote import Location, RemotePath
 
 
 class SegmentTable:
     """Role- and name-wise access to a table that is already in memory (blobs never are)."""
 
-    def __init__(self, table: pa.Table, path: Path, roles: Mapping[str, str]):
+    def __init__(self, table: pa.Table, path: Location, roles: Mapping[str, str]):
         """Raises `SourceError` where the id or group column is missing."""
         self._table = table
         self.path = path
@@ -94,7 +94,12 @@ class SegmentTable:
         return texts
 
 
-def read_table(path: Path, drop: tuple[str, ...] = ()) -> pa.Table:
+def for_pyarrow(path: Location) -> Any:
+    """What pyarrow reads a file from."""
+    return path.open("rb") if isinstance(path, RemotePath) else path
+
+
+def read_table(path: Location, drop: tuple[str, ...] = ()) -> pa.Table:
     """A CSV (all cells text) or parquet file without the columns in `drop`. Raises `SourceError`."""
     try:
         if path.suffix.lower() == ".csv":
@@ -107,9 +112,9 @@ def read_table(path: Path, drop: tuple[str, ...] = ()) -> pa.Table:
                 column_types={name: pa.string() for name in header}, strings_can_be_null=False
             )
             newlines = pyarrow.csv.ParseOptions(newlines_in_values=True)  # lyrics in a quoted cell
-            return pyarrow.csv.read_csv(path, parse_options=newlines, convert_options=as_text)
-        names = [name for name in pq.read_schema(path).names if name not in drop]
-        return pq.read_table(path, columns=names)
+            return pyarrow.csv.read_csv(for_pyarrow(path), parse_options=newlines, convert_options=as_text)
+        names = [name for name in pq.read_schema(for_pyarrow(path)).names if name not in drop]
+        return pq.read_table(for_pyarrow(path), columns=names)
     except (OSError, pa.ArrowException) as error:
         raise SourceError(f"Cannot read {path}: {str(error).splitlines()[0]}") from error
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from featurize.audio import load_mono
 from featurize.segments import RawAudio, UnreadableInput
 from featurize.sources import Source
 from featurize.survey.found import Survey
+from stores.remote import Location, local_file
 
 SEED = 0
 SILENT_DB = -60.0
@@ -56,7 +56,7 @@ def survey_audio(survey: Survey, source: Source, present: np.ndarray, sample: in
 
 def _read_headers(source: Source, rows: np.ndarray) -> _Seen:
     seen = _Seen()
-    headers: dict[Path, Any] = {}
+    headers: dict[Location, Any] = {}
     stated = source.end_seconds - source.start_seconds
     for row in rows.tolist():
         name = repr(source.ids[row])
@@ -69,6 +69,7 @@ def _read_headers(source: Source, rows: np.ndarray) -> _Seen:
         if path is None:
             continue
         if path not in headers:
+            source.fetch(row, "audio")
             headers[path] = _header(path)
         header = headers[path]
         if header is None:
@@ -85,9 +86,9 @@ def _read_headers(source: Source, rows: np.ndarray) -> _Seen:
     return seen
 
 
-def _header(path: Path) -> Any:
+def _header(path: Location) -> Any:
     try:
-        return soundfile.info(str(path))
+        return soundfile.info(str(local_file(path)))
     except (OSError, RuntimeError):
         return None
 

@@ -21,6 +21,7 @@ from fusion.report.folder import RunFolder
 from fusion.report_parts import ReportParts
 from stores import open_store
 from stores.errors import TriadError
+from stores.remote import Location, location
 from stores.store import Store
 
 STORE = "features.zarr"
@@ -59,7 +60,7 @@ def material_of(
     parts: ReportParts,
     store: Store | None = None,
     config: FeaturizeConfig | None = None,
-    data_path: Path | None = None,
+    data_path: Location | None = None,
 ) -> Material:
     """What can be shown of `run`. store: that it was trained on; else it is looked for, see `find_store`.
 
@@ -82,10 +83,12 @@ def material_of(
     return Material(parts, store, features, source, why_not)
 
 
-def find_store(run: RunFolder, named: Path | None = None) -> Store:
+def find_store(run: RunFolder, named: Location | None = None) -> Store:
     """The store that a run names, here, beside the run's project, or as `named`. Raises `TriadError`."""
-    said = Path(str(run.environment.get("store", STORE)))
-    candidates = [named] if named else [said, Path(STORE), run.folder.resolve().parent.parent / said.name]
+    said = location(str(run.environment.get("store", STORE)))
+    candidates: list[Location] = (
+        [named] if named else [said, Path(STORE), run.folder.resolve().parent.parent / said.name]
+    )
     for path in dict.fromkeys(candidates):
         if path.exists() and (named or own_features(run, found := open_store(path))):
             return open_store(path) if named else found
@@ -104,7 +107,7 @@ def own_features(run: RunFolder, store: Store) -> dict[str, str]:
     }
 
 
-def _open_source(store: Store, parts: ReportParts, data_path: Path | None) -> tuple[Source | None, dict[str, str]]:
+def _open_source(store: Store, parts: ReportParts, data_path: Location | None) -> tuple[Source | None, dict[str, str]]:
     why_not = {} if parts.texts else {"texts": "Texts were left out (--no-text)."}
     if parts.audio is False:
         why_not["audio"] = "Audio was left out (--no-audio)."
@@ -114,7 +117,7 @@ def _open_source(store: Store, parts: ReportParts, data_path: Path | None) -> tu
         said = f"{store.tree.location} does not say where its raw data is."
         return None, {"texts": said, "audio": said}
     try:
-        source = open_source_of(store, Path(store.tree.location), FeaturizeConfig(data=DataConfig(path=data_path)))
+        source = open_source_of(store, location(store.tree.location), FeaturizeConfig(data=DataConfig(path=data_path)))
         StoreRows(store, source, "text")  # whether it still has the store's segments
     except (SourceError, OSError) as error:
         said = str(error).replace("\n", " ")
