@@ -12,6 +12,7 @@ Conventions
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,21 @@ class ArrayTree(ABC):
     @abstractmethod
     def delete(self, path: str) -> None:
         """Remove an array or a group with all below it; nothing happens where there is none."""
+
+    def appear(self, path: str, make: Callable[[ArrayTree], None], *, alone: bool) -> bool:
+        """Let `make` put a group at `path` that nobody sees before it is whole; false where one has come before it.
+
+        What stands there without attributes is a leftover, and is removed. alone: no other process makes it now; where
+        others can, a backend has to override this, or `make` would be interrupted by theirs.
+        """
+        if self.attributes(path):
+            return False
+        self.delete(path)
+        make(self)
+        return True
+
+    def remove_chunk_leftovers(self, path: str, chunks: set[int]) -> None:  # noqa: B027 (some backends leave none)
+        """Delete temporary files of killed writers of these chunks of an array, which the caller owns."""
 
     def remove_leftovers(  # noqa: B027 (some backends leave none)
         self, older_than_seconds: float = 600.0, path: str = "", *, deep: bool = True

@@ -9,6 +9,8 @@ Conventions
 * Another host, or a file system without locks, cannot be asked. There the holder touches the file every 10 seconds, and
   counts as dead when it has not for 2 minutes; clocks of hosts must agree to less than that.
 * Different features have different claims and never wait for each other. Readers need none.
+* Shards of a feature (`stores.shard`) have claims of their own, `SLOT%2FNAME.shards/I of N.claim`. Those of one n never
+  wait for each other; between them and a claim to the whole feature, or shards of another n, the first one counts.
 """
 
 from __future__ import annotations
@@ -30,22 +32,30 @@ from urllib.parse import unquote
 from stores.errors import StoreError
 from stores.feature import quoted
 from stores.flock import is_still, lock
+from stores.shard import Shard
 
 HEARTBEAT_SECONDS = 10.0
 DEAD_AFTER_SECONDS = 120.0
+SHARDS = ".shards"
+LOOK_AGAIN_SECONDS = (0.02, 0.1)  # somebody may hold a claim for an instant, to see whether anybody does
 
 
 @contextmanager
-def claimed(folder: Path | None, feature: str) -> Iterator[None]:
-    """While this block runs nobody else writes `feature`. Raises `StoreError` where somebody does.
+def claimed(folder: Path | None, feature: str, shard: Shard | None = None) -> Iterator[None]:
+    """While this block runs nobody else writes `feature`, or this shard of it. Raises `StoreError` where somebody does.
 
     folder: the store's (`ArrayTree.claims`); `None` where no other process can reach the store.
     """
     if folder is None:
         yield
         return
-    path = folder / f"{quoted(feature)}.claim"
-    file = _take(path, feature)
+    path = _path(folder, feature, shard)
+    file = _take(folder, path, feature)
+    try:
+        _refuse_rivals(folder, feature, shard)  # not before our own can be seen: of two at once, one sees the other
+    except BaseException:
+        _give_back(folder, path, file)
+        raise
     given_back = threading.Event()
     beating = threading.Thread(target=_beat, args=(path, given_back), daemon=True)
     beating.start()
@@ -54,17 +64,13 @@ def claimed(folder: Path | None, feature: str) -> Iterator[None]:
     finally:
         given_back.set()
         beating.join()
-        with suppress(OSError):  # the store may be gone
-            path.unlink()  # while it is locked: whoever waits for it finds that it is no longer there
-        file.close()
-        with suppress(OSError):  # there are other claims
-            folder.rmdir()
+        _give_back(folder, path, file)
 
 
 @contextmanager
 def all_claimed(folder: Path, features: Iterable[str]) -> Iterator[None]:
     """While this block runs nobody writes any of these features, or one that is new. Raises `StoreError`."""
-    new = (unquote(path.stem) for path in folder.glob("*.claim"))
+    new = (unquote(path.stem) for kind in ("*.claim", f"*{SHARDS}") for path in folder.glob(kind))
     with ExitStack() as exits:
         for feature in sorted({*features, *new}):
             exits.enter_context(claimed(folder, feature))
@@ -76,19 +82,82 @@ def claims_of(store: Path) -> Path:
     return store / ".claims" if store.is_dir() else store.with_name(f".{store.name}.claims")
 
 
-def _take(path: Path, feature: str) -> BinaryIO:
+@contextmanager
+def one_by_one(folder: Path | None, feature: str) -> Iterator[bool]:
+    """Shards of this feature go through this block one after another; false where the file system has no locks.
+
+    To be entered with a shard of it `claimed`.
+    """
+    if folder is None:
+        yield True
+        return
+    path = folder / f"{quoted(feature)}{SHARDS}" / "turn"
+    while True:
+        file = path.open("ab")
+        locked = lock(file, exclusive=True)
+        if locked is None or (locked and is_still(file, path)):
+            break
+        file.close()
+        time.sleep(0 if locked else 0.1)
+    try:
+        yield locked is True
+    finally:
+        with suppress(OSError):
+            path.unlink()
+        file.close()
+
+
+def _path(folder: Path, feature: str, shard: Shard | None) -> Path:
+    if shard is None:
+        return folder / f"{quoted(feature)}.claim"
+    return folder / f"{quoted(feature)}{SHARDS}" / f"{shard.number} of {shard.of}.claim"
+
+
+def _refuse_rivals(folder: Path, feature: str, shard: Shard | None) -> None:
+    """Raise `StoreError` where somebody writes what ours overlaps; clear what the dead have left of such claims."""
+    rivals = [] if shard is None else [_path(folder, feature, None)]
+    for path in sorted((folder / f"{quoted(feature)}{SHARDS}").glob("*.claim")):
+        if shard is None or not path.stem.endswith(f" of {shard.of}"):
+            rivals.append(path)
+    for path in rivals:
+        with suppress(FileNotFoundError), path.open("r+b") as file:
+            free = lock(file, exclusive=True)
+            holder = _holder(file)
+            if free is False or (holder and _may_live(holder, file, sure=free is True)):
+                raise StoreError(_told(feature, holder))
+            path.unlink()
+            with suppress(OSError):
+                path.parent.rmdir()
+
+
+def _give_back(folder: Path, path: Path, file: BinaryIO) -> None:
+    with suppress(OSError):  # the store may be gone
+        path.unlink()  # while it is locked: whoever waits for it finds that it is no longer there
+    file.close()
+    with suppress(OSError):  # there are other claims
+        for empty in dict.fromkeys((path.parent, folder)):
+            empty.rmdir()
+
+
+def _take(folder: Path, path: Path, feature: str) -> BinaryIO:
+    looks = iter(LOOK_AGAIN_SECONDS)
     while True:
         try:
-            path.parent.mkdir(exist_ok=True)
+            for parent in dict.fromkeys((folder, path.parent)):
+                parent.mkdir(exist_ok=True)
             file = path.open("a+b")
         except FileNotFoundError:  # another process has just given its claim back, and the folder with it
-            if not path.parent.parent.is_dir():
-                raise StoreError(f"There is no store at {path.parent.parent} any more.") from None
+            if not folder.parent.is_dir():
+                raise StoreError(f"There is no store at {folder.parent} any more.") from None
             continue
         try:
             free = lock(file, exclusive=True)
             if free and not is_still(file, path):
                 file.close()
+                continue
+            if free is False and (wait := next(looks, 0)):
+                file.close()
+                time.sleep(wait)
                 continue
             holder = _holder(file)
             if free is False or (holder and _may_live(holder, file, sure=free is True)):
