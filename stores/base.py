@@ -45,6 +45,10 @@ class ArrayTree(ABC):
     def stored_chunks(self, path: str) -> set[int]:
         """Numbers of the chunks that were ever written (and are still there)."""
 
+    def has_chunk(self, path: str, number: int) -> bool:
+        """Whether this chunk was ever written. To be overridden where that costs less than listing all."""
+        return number in self.stored_chunks(path)
+
     @abstractmethod
     def layout(self, path: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
         """Shape, dtype and rows per chunk of an array."""

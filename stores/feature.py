@@ -157,7 +157,7 @@ class Feature:
         assert self.has_frames == (frames is not None) == (n_frames is not None)
         at = np.asarray(rows) - chunk.start
         new_status = self.status(chunk)
-        is_new = chunk.start // self.chunk_rows not in self._tree.stored_chunks(self.array_path("status"))
+        is_new = not self._tree.has_chunk(self.array_path("status"), chunk.start // self.chunk_rows)
         if is_new or (new_status[at] != Status.PENDING).any():  # is_new: values without statuses beside them are damage
             new_status[at] = Status.PENDING
             self._tree.write(f"{self._path}/status", chunk.start, new_status)

@@ -87,6 +87,10 @@ class ZarrTree(ArrayTree):
         numbers = (file.relative_to(self.path / path / "c").parts[0] for file in found if file.is_file())
         return {int(number) for number in numbers if number.isdigit()}  # beside them stand leftovers of killed writers
 
+    def has_chunk(self, path: str, number: int) -> bool:
+        tail = ["0"] * (len(self._array(path).shape) - 1)
+        return (self.path / path / "c" / str(number)).joinpath(*tail).is_file()
+
     def layout(self, path: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
         array = self._array(path)
         return array.shape, array.dtype, array.chunks[0]
