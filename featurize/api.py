@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from featurize import pipeline
@@ -25,13 +24,14 @@ from featurize.extract import Progress
 from featurize.ingestion import Ingest, Problem, Written, check, refuse_errors, write_store
 from featurize.limits import Limits
 from featurize.pipeline import Featurized, open_encoder
-from featurize.project import open_source_of
+from featurize.project import open_source_of, trained_encoders_of
 from featurize.splits import first_split
 from featurize.trained import has_tuned, open_tuned
 from featurize.user_code import allow_code, check_importable, is_code
 from stores import open_store
 from stores.card import Card
-from stores.store import Split, Store
+from stores.remote import Location, location
+from stores.store import DEFAULT_CHUNK_ROWS, Split, Store
 
 __all__ = ["Featurized", "Ingested", "allow_code", "choose_encoder", "featurize", "ingest", "path_of"]
 
@@ -64,39 +64,48 @@ class Ingested:
 
 
 def ingest(
-    data: str | Path | None = None,
-    store: str | Path = "features.zarr",
+    data: str | Location | None = None,
+    store: str | Location = "features.zarr",
     *,
     config: Given = None,
+    chunk_rows: int = DEFAULT_CHUNK_ROWS,
     replace: bool = False,
     workers: int = 0,
 ) -> Ingested:
     """Check a dataset and make its store, with a first split where it has none.
 
-    data: as `cli ingest` takes it; `data.path` of the configuration where `None`. What is wrong with it stands in
-    `problems`. Raises `SourceError` where errors are among them, or where the store has segments that the data lack.
+    data: as `cli ingest` takes it; `data.path` of the configuration where `None`. chunk_rows: of a new store.
+    What is wrong with the data stands in `problems`. Raises `SourceError` where errors are among them, or where the store has segments that the data lack.
     """
     settings = given_config(config, FeaturizeConfig)
-    return write(check_data(data, settings, workers), Path(store), settings, replace=replace)
+    found = check_data(data, settings, workers)
+    return write(found, location(store), settings, replace=replace, chunk_rows=chunk_rows)
 
 
-def check_data(data: str | Path | None, config: FeaturizeConfig, workers: int = 1) -> Ingest:
+def check_data(data: str | Location | None, config: FeaturizeConfig, workers: int = 1) -> Ingest:
     """What `ingest` would find; writes nothing."""
-    path = config.data.path if data is None else Path(data)
+    path = config.data.path if data is None else location(data)
     if path is None:
         raise ConfigError("Name the data: cli ingest FOLDER, or data.path in config.yaml.")
     return check(path, config.data, config.model.targets, workers)
 
 
-def write(found: Ingest, store_path: Path, config: FeaturizeConfig, *, replace: bool = False) -> Ingested:
+def write(
+    found: Ingest,
+    store_path: Location,
+    config: FeaturizeConfig,
+    *,
+    replace: bool = False,
+    chunk_rows: int = DEFAULT_CHUNK_ROWS,
+) -> Ingested:
     """The store of data that were checked, and a first split where it has none."""
     refuse_errors(found)
-    store, written = write_store(found, store_path, replace=replace)
+    store, written = write_store(found, store_path, replace=replace, chunk_rows=chunk_rows)
     return Ingested(store, found, written, *first_split(store, config.split, list(config.model.targets)))
 
 
 def featurize(
-    store: Store | str | Path,
+    store: Store | str | Location,
     encoder: str | Encoder | type[Encoder],
     *,
     config: Given = None,
@@ -112,7 +121,7 @@ def featurize(
     encoder: a name, `RUN:SLOT` of one that was tuned, `my_encoder.py:MyEncoder`, a class, or an encoder that is ready.
     options: of its constructor. split: whose training part an encoder is fitted on.
     settings: `replace`, `batch_size`, `batch_budget`, `dtype`, `frames`, `device`, `precision`, `retry_failed`,
-    `repair` and `audit_rows`, as `featurize.pipeline.featurize` has them. Raises `TriadError`s on mistakes.
+    `repair`, `audit_rows`, `shard` and `engine`, as `featurize.pipeline.featurize` has them. Raises `TriadError`s on mistakes.
     """
     opened, found = open_both(store, config)
     ready, name = choose_encoder(opened, encoder, found, options)
@@ -147,7 +156,7 @@ def choose_encoder(
     else:
         known = _registered(encoder)
         given = {**configured_options(config, known), **(options or {})}
-        ready, name = open_encoder(known, given, trained=path_of(store).parent / "encoders"), None
+        ready, name = open_encoder(known, given, trained=trained_encoders_of(path_of(store))), None
     check_sample_rate(config, ready)
     return ready, name
 
@@ -162,10 +171,10 @@ def _registered(encoder: str | type[Encoder]) -> str:
         raise
 
 
-def open_both(store: Store | str | Path, config: Given) -> tuple[Store, FeaturizeConfig]:
+def open_both(store: Store | str | Location, config: Given) -> tuple[Store, FeaturizeConfig]:
     return store if isinstance(store, Store) else open_store(store), given_config(config, FeaturizeConfig)
 
 
-def path_of(store: Store) -> Path:
+def path_of(store: Store) -> Location:
     """Where it stands."""
-    return Path(store.tree.location)
+    return location(store.tree.location)

@@ -23,7 +23,7 @@ from featurize.encode import Launched, Row
 from featurize.encoders.base import Item
 from featurize.segments import DIGEST_BYTES, Raw, UnreadableInput
 from featurize.workers import Failure
-from stores.feature import Feature, Status
+from stores.feature import Status
 
 NO_HASH = bytes(DIGEST_BYTES)
 
@@ -33,6 +33,43 @@ class RawSource(Protocol):
 
     def raw(self, row: int) -> Raw | None:
         """The raw input of a row; `None` where it has none. Raises `UnreadableInput`."""
+
+
+class Chunks(Protocol):
+    """The chunks of a feature, as `stores.feature.Feature` has them."""
+
+    name: str
+    n_segments: int
+    width: int
+    chunk_rows: int
+    max_frames: int
+
+    @property
+    def has_frames(self) -> bool: ...
+
+    def read_status(self, rows: range | None = None) -> np.ndarray: ...
+
+    def read_input_hashes(self, rows: range | None = None) -> np.ndarray: ...
+
+    def read_failures(self, rows: range | None = None) -> np.ndarray: ...
+
+    def read_vectors(self, rows: range | None = None) -> np.ndarray: ...
+
+    def read_frames(self, rows: range | None = None) -> np.ndarray: ...
+
+    def read_n_frames(self, rows: range | None = None) -> np.ndarray: ...
+
+    def write_chunk(
+        self,
+        chunk: range,
+        rows: np.ndarray,
+        vectors: np.ndarray,
+        status: np.ndarray,
+        input_hash: np.ndarray,
+        failure: Sequence[str],
+        frames: np.ndarray | None = None,
+        n_frames: np.ndarray | None = None,
+    ) -> None: ...
 
 
 @dataclass
@@ -49,6 +86,19 @@ class Extraction:
     seconds: float = 0.0
     new_failures: list[tuple[int, str]] = field(default_factory=list)
 
+    def add(self, part: Extraction) -> None:
+        """What was done in a chunk."""
+        self.unchanged += part.unchanged
+        self.encoded += part.encoded
+        self.copied += part.copied
+        self.new_failures += part.new_failures
+
+    def count(self, status: np.ndarray) -> None:
+        """How rows stand in the end; uint8 (n,)."""
+        self.present += int((status == Status.PRESENT).sum())
+        self.absent += int((status == Status.ABSENT).sum())
+        self.failed += int((status == Status.FAILED).sum())
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -63,20 +113,21 @@ ABSENT = Outcome(Status.ABSENT)
 
 
 class Memory:
-    """Which row holds what became of which input, over the whole feature; and which inputs are under way.
+    """Which row holds what became of which input, over the whole feature or one chunk; and which are under way.
 
     Equal inputs share one outcome, whatever it is, also one that failed: so it is the same whether the first of them
     is still under way, was just written, or was written before this process was killed.
     """
 
-    def __init__(self, feature: Feature, retry_failed: bool):
+    def __init__(self, feature: Chunks, retry_failed: bool, chunk: range | None = None):
         self.lock = RLock()  # while a chunk is written nobody looks anything up
         self._feature = feature
         self._under_way: dict[bytes, int] = {}
         self._cached: tuple[range, list[Outcome]] | None = None
-        status, hashes = feature.status, feature.read_input_hashes()
+        status, hashes = feature.read_status(chunk), feature.read_input_hashes(chunk)
+        first = chunk.start if chunk else 0
         known = (status != Status.PENDING) & ~(retry_failed & (status == Status.FAILED)) & hashes.any(axis=1)
-        self._row_of = {hashes[row].tobytes(): int(row) for row in np.flatnonzero(known)[::-1]}
+        self._row_of = {hashes[at].tobytes(): first + int(at) for at in np.flatnonzero(known)[::-1]}
 
     def find(self, digest: bytes, row: int) -> Outcome | int:
         """What became of this input; or the row with which it is under way. From now on that is `row`, if none was."""
@@ -135,10 +186,10 @@ class Memory:
 class ChunkWork:
     """The rows of one chunk on their way: what each is found to be, and what is written in the end."""
 
-    def __init__(self, feature: Feature, chunk: range, memory: Memory, retry_failed: bool):
+    def __init__(self, feature: Chunks, chunk: range, memory: Memory | None, retry_failed: bool):
         self.chunk = chunk
         self._feature = feature
-        self._memory = memory
+        self._memory = memory = memory or Memory(feature, retry_failed, chunk)
         self._retry_failed = retry_failed
         with memory.lock:
             self._status = feature.read_status(chunk)
@@ -252,17 +303,19 @@ class ChunkWork:
             self._status[at] = status
             self._remember(before)
 
-    def finish(self, done: Extraction) -> None:
+    def finish(self) -> Extraction:
         """Write what is left, and count."""
         self.write()
         with self._memory.lock:
             self._remember(self._hashes)  # also what was tried again, and stands as it did
             self._memory.arrived(self._mine)
-        done.encoded += self._n_encoded
-        done.copied += len(self._copies & self._written)
-        done.unchanged += len(self.chunk) - len(self._written)
         failed = (row for row in sorted(self._written) if self._results[row].status is Status.FAILED)
-        done.new_failures += [(row, self._results[row].reason) for row in failed]
+        return Extraction(
+            encoded=self._n_encoded,
+            copied=len(self._copies & self._written),
+            unchanged=len(self.chunk) - len(self._written),
+            new_failures=[(row, self._results[row].reason) for row in failed],
+        )
 
     def _gather(self) -> None:
         """Settle what was found ahead, and copy to equal inputs what has become of theirs."""

@@ -10,10 +10,12 @@ from typing import Any
 import click
 
 from featurize.encoders import known_encoders
+from featurize.engines.options import engine_options
 from featurize.project import Project, code_option, project_options
 from stores.commands import LOCATION
 from stores.completion import complete_labels, complete_splits, starting_with
 from stores.remote import Location
+from stores.shard import Shard
 
 
 def complete_encoders(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -24,10 +26,15 @@ def complete_encoders(_context: click.Context, _parameter: click.Parameter, inco
 @click.command("ingest")
 @click.argument("data", type=LOCATION, required=False)
 @project_options
+@click.option(
+    "--chunk-rows", type=click.IntRange(1), default=1024, show_default=True, help="Of a new store: see docs/scale.md."
+)
 @click.option("--check", "check_only", is_flag=True, help="Only look for problems; write nothing.")
 @click.option("--replace", is_flag=True, help="Make an existing store anew; its features are lost.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def ingest_command(project: Project, data: Location | None, check_only: bool, replace: bool, as_json: bool) -> None:
+def ingest_command(
+    project: Project, data: Location | None, chunk_rows: int, check_only: bool, replace: bool, as_json: bool
+) -> None:
     """Check a dataset and make its store. DATA is a folder with segments.csv, a table, or *_metadata.parquet.
 
     Every problem is listed before anything is written. A first split is made where the store has none.
@@ -66,7 +73,7 @@ def ingest_command(project: Project, data: Location | None, check_only: bool, re
     if check_only and found.errors:
         raise SourceError(f"{len(found.errors)} kinds of errors stand in {found.source.table.path}.")
     if not check_only:
-        done = write(found, project.store_path, project.config, replace=replace)
+        done = write(found, project.store_path, project.config, replace=replace, chunk_rows=chunk_rows)
         result["store"] = str(done.written)
         say(WRITTEN[done.written].format(store=project.store_path))
         result["split"] = tell_splits(project, done.store, (done.splits, done.no_split), say)
@@ -147,6 +154,7 @@ class _NamesEncoders(click.Command):
 @click.option(
     "--dry-run", is_flag=True, help="Say what there is to do, how long it takes and how large it is; no more."
 )
+@engine_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def featurize_command(
     project: Project,
@@ -195,20 +203,24 @@ def featurize_command(
         audited = vars(done.audit) if done.audit else None
         repaired = [[rows.start, rows.stop] for rows in done.repaired]
         shown = {"feature": done.feature.name, "width": done.feature.width, **facts, "repaired": repaired}
-        shown["audit"] = audited
+        shown |= {"shard": settings["shard"] and str(settings["shard"]), "audit": audited}
         click.echo(json.dumps(shown, indent=2))
         raise SystemExit(0 if done.audit is None or done.audit.passed else 1)
     e = done.extraction
     if done.fitted_on:
         click.echo(f"Fitted {encoder_name} on the training part of split {done.fitted_on}.")
+    shard: Shard | None = settings["shard"]
+    what = f"{done.feature.name}, shard {shard}" if shard else done.feature.name
     click.echo(
-        f"{done.feature.name}: {e.present:,} present, {e.absent:,} absent, {e.failed:,} failed of {e.rows:,}"
+        f"{what}: {e.present:,} present, {e.absent:,} absent, {e.failed:,} failed of {e.rows:,}"
         f" ({done.feature.width} x {done.feature.dtype})"
     )
     click.echo(
         f"  this run: {e.encoded:,} encoded, {e.copied:,} copied from equal inputs, {e.unchanged:,} unchanged,"
         f" in {e.seconds:.1f} s"
     )
+    if shard:
+        click.echo(_told_of_others(shard, done.feature))
     if settings["repair"]:
         rows = ", ".join(f"{rows.start} to {rows.stop - 1}" for rows in done.repaired)
         click.echo(f"  {f'repaired: rows {rows}' if rows else 'nothing was damaged'}")
@@ -219,11 +231,23 @@ def featurize_command(
         _show_audit(done.audit)
 
 
+UNPLANNED = {"repair": "repair", "audit": "audit_rows", "shard": "shard", "engine": "engine"}
+
+
+def _told_of_others(shard: Shard, feature: Any) -> str:
+    status = feature.status
+    pending, n_chunks = int((status == 0).sum()), len(feature.chunks())
+    if not shard.of_all(range(n_chunks)):
+        return f"  nothing to do: {feature.name} has {n_chunks:,} chunks of {feature.chunk_rows:,} rows"
+    others = f"{pending:,} of {len(status):,} rows wait for other shards" if pending else "no row is pending any more"
+    return f"  the whole feature: {others}"
+
+
 def _show_plan(project: Project, store: Any, encoder: Any, as_json: bool, **settings: Any) -> None:
     from featurize.dry_run import plan
     from featurize.progress import duration, progress_bar, size
 
-    unplanned = {"repair": settings.pop("repair"), "audit": settings.pop("audit_rows")}
+    unplanned = {name: settings.pop(key) for name, key in UNPLANNED.items()}
     for option, value in unplanned.items():
         if value:
             raise click.UsageError(f"--dry-run does not look ahead at --{option}; leave one of them away.")

@@ -15,21 +15,22 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
 
 from featurize.beside import Behind, ahead, side_by_side
-from featurize.chunk_work import ChunkWork, Extraction, Memory, RawSource
+from featurize.chunk_work import Chunks, ChunkWork, Extraction, Memory, RawSource
 from featurize.encode import Lanes, Launched, Sender, Sent, batches, casts_kept, device_of, launch
 from featurize.encoders.base import Encoder, Item
 from featurize.limits import DEFAULT_LIMITS, Limits
 from featurize.workers import Failure, Preparer
 from stores.errors import TriadError
-from stores.feature import Feature, Status
+from stores.feature import Feature
+from stores.shard import Shard
 
 SAVE_EVERY_SECONDS = 10.0  # at most this much work is lost; a write costs milliseconds
 BATCHES_AHEAD = 2  # on the device, waiting for the model: one would do if all took equally long
@@ -60,70 +61,113 @@ def extract(
     save_every_seconds: float = SAVE_EVERY_SECONDS,
     limits: Limits = DEFAULT_LIMITS,
     progress: Progress | None = None,
+    shard: Shard | None = None,
 ) -> Extraction:
     """Bring `feature` up to date with `source`. Rows that cannot be encoded are failed with a reason, never fatal.
 
     A batch holds at most `batch_size` rows, and the encoder's `batch_budget` of what it counts (`Encoder.cost`).
-    limits: of one row's preparation, where there are workers.
+    limits: of one row's preparation, where there are workers. shard: its chunks alone, each as if there were no other.
     """
-    started = saved = time.monotonic()
-    done = Extraction()
+    started = time.monotonic()
+    chunks = feature.chunks() if shard is None else shard.of_all(feature.chunks())
+    done = Extraction(rows=sum(map(len, chunks)))
+    before = dict(zip(chunks, accumulate(map(len, chunks), initial=0), strict=False))
+
+    def told(chunk: range, n_done: int) -> None:
+        if progress is not None:
+            progress(before[chunk] + n_done, done.rows)
+
+    extract_chunks(
+        feature,
+        encoder,
+        source,
+        chunks,
+        each_alone=shard is not None,
+        workers=workers,
+        batch_size=batch_size,
+        retry_failed=retry_failed,
+        save_every_seconds=save_every_seconds,
+        limits=limits,
+        progress=told,
+        finished=lambda _, part: done.add(part),
+    )
+    for chunk in [range(feature.n_segments)] if shard is None else chunks:
+        done.count(feature.read_status(chunk))
+    done.seconds = time.monotonic() - started
+    return done
+
+
+def extract_chunks(
+    feature: Chunks,
+    encoder: Encoder,
+    source: RawSource,
+    chunks: Iterable[range],
+    *,
+    each_alone: bool,
+    workers: int,
+    batch_size: int | None,
+    retry_failed: bool,
+    save_every_seconds: float,
+    limits: Limits,
+    progress: Callable[[range, int], object],
+    finished: Callable[[range, Extraction], object],
+) -> None:
+    """The loop itself. chunks: may be found while others are worked on; each is prepared as soon as it is given.
+
+    each_alone: what other chunks hold is not looked up, so that a chunk's bytes depend on nothing but its rows.
+    progress: gets a chunk and how many of its rows are done. finished: gets a chunk when it is written, and what was
+    done, in another thread.
+    """
+    saved = time.monotonic()
     encoder.eval()
     workers = workers if encoder.heavy_preparation else 0
     preparer = Preparer(encoder.without_weights() if workers else encoder, workers, limits)
     begun: deque[ChunkWork] = deque()
-    steps = _steps(feature, encoder, source, preparer, begun, batch_size or feature.n_segments, retry_failed)
+    memory = None if each_alone else Memory(feature, retry_failed)
+    works = (ChunkWork(feature, chunk, memory, retry_failed) for chunk in chunks)
+    steps = _steps(works, encoder, source, preparer, begun, batch_size or feature.n_segments)
 
     def encoded(step: Step) -> list[Launched | Failure]:
         return [] if step[1] is None else _encode(encoder, step[1], feature.max_frames)
+
+    def finish(work: ChunkWork) -> None:
+        finished(work.chunk, work.finish())
 
     with casts_kept(encoder), Lanes(encoder) as lanes, Behind(CALLS_BEHIND) as behind:
         try:
             with ahead(steps, BATCHES_AHEAD) as ready, preparer:  # left in reverse: then nobody waits for a worker
                 for (work, batch), outcomes in side_by_side(ready, encoded, lanes.n, lanes.begin):
                     if batch is None:
-                        behind(begun.popleft().finish, done)
+                        behind(finish, begun.popleft())
                     else:
                         behind(work.settle_batch, batch.rows, outcomes)
                         if time.monotonic() - saved >= save_every_seconds:
                             behind(work.write)
                             saved = time.monotonic()
-                    if progress is not None:
-                        n_done = len(work.chunk) if batch is None else work.n_done
-                        progress(work.chunk.start + n_done, feature.n_segments)
+                    progress(work.chunk, len(work.chunk) if batch is None else work.n_done)
         finally:  # also when interrupted: what is settled is worth keeping, and the rest is still pending
             for work in begun:
                 behind(work.write)
-    status = feature.status
-    done.rows = len(status)
-    done.present, done.absent, done.failed = (
-        int((status == kind).sum()) for kind in (Status.PRESENT, Status.ABSENT, Status.FAILED)
-    )
-    done.seconds = time.monotonic() - started
-    return done
 
 
 def _steps(
-    feature: Feature,
+    works: Iterable[ChunkWork],
     encoder: Encoder,
     source: RawSource,
     preparer: Preparer,
     begun: deque[ChunkWork],
     most: int,
-    retry_failed: bool,
 ) -> Iterator[Step]:
     """The batches of every chunk, then `None`. A chunk whose rows are looked at is added to `begun`."""
-    memory = Memory(feature, retry_failed)
     send = Sender(device_of(encoder))
 
     def jobs() -> Iterator[tuple[tuple[ChunkWork, int | None, int], Any]]:
         """Through all chunks, so that preparation never stops at a border; after each chunk one job without input."""
-        for chunk in feature.chunks():
-            work = ChunkWork(feature, chunk, memory, retry_failed)
+        for work in works:
             begun.append(work)
             for row, raw in work.jobs(source):
                 yield (work, row // encoder.sort_rows, row), raw
-            yield (work, None, chunk.stop), None
+            yield (work, None, work.chunk.stop), None
 
     for (work, block), prepared in groupby(preparer.run(jobs()), key=lambda job: job[0][:2]):
         if block is None:

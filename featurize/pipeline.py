@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from featurize.audit import Audit, audit
+from featurize.chunk_work import Extraction, RawSource
 from featurize.encode import set_up
 from featurize.encoders import build_encoder, encoder_class
 from featurize.encoders.base import Encoder
 from featurize.errors import ConfigError, SourceError
-from featurize.extract import Extraction, Progress, extract
+from featurize.extract import Progress, extract
 from featurize.limits import DEFAULT_LIMITS, Limits
 from featurize.project import StoreRows
 from featurize.segments import UnreadableInput
 from featurize.sources import Source
 from featurize.trained import load_trained
 from stores.card import Card
+from stores.claim import one_by_one
+from stores.errors import RecordMismatch
 from stores.feature import Feature
 from stores.repair import mark_damaged_pending
+from stores.shard import Shard
 from stores.store import Part, Split, Store
 
 
@@ -74,42 +80,47 @@ def featurize(
     audit_rows: int = 0,
     limits: Limits = DEFAULT_LIMITS,
     progress: Progress | None = None,
+    shard: Shard | None = None,
+    engine: Engine | None = None,
 ) -> Featurized:
     """Encode every segment that is not encoded yet, or whose input changed, into `<modality>/<save_as or encoder>`.
 
     frames: keep up to so many time-pooled frames a segment beside its vector. audit_rows: encode so many again.
-    repair: look for damaged chunks of the feature first, and encode their rows again, too.
+    repair: look for damaged chunks of the feature first, and encode their rows again, too. shard: only its chunks;
+    other processes may have theirs. engine: where chunks are encoded, if not in this process.
     Raises `RecordMismatch` where another encoder wrote the feature and `replace` is false, `SourceError` where the
     raw data is gone or an encoder cannot be fitted, `ConfigError` where it cannot do what is asked, `StoreError`
     where another process writes this feature.
     """
-    configure(encoder, device, precision, batch_budget, frames)
+    configure(encoder, device if engine is None else "cpu", precision, batch_budget, frames)
     name = f"{encoder.modality}/{save_as or encoder.name}"
-    with store.writing(name):
+    if shard is not None and (replace or repair):
+        raise ConfigError(
+            f"A shard cannot {'replace' if replace else 'repair'} what other shards may be writing. "
+            f"{'Give the feature another name with --as, or run' if replace else 'Run'} without --shard."
+        )
+    with store.writing(name, shard):
         rows = StoreRows(store, source, encoder.modality)
-        store.tree.remove_leftovers()
+        if shard is None:
+            store.tree.remove_leftovers()
         fitted_on = None
         if repair and (replace or not store.has_feature(name)):
             why = "--replace writes all of it anew" if replace else f"{store.tree.location} has no {name}"
             raise ConfigError(f"There is nothing to repair: {why}. Leave --repair away.")
-        if encoder.must_fit:
-            fitted_on = make_ready(encoder, store, rows, name, split_name, replace)
-        if replace:  # not before the new encoder is ready: a mistake must not cost the old feature
-            store.delete_feature(name)
-        feature = store.open_feature(
-            name,
-            encoder.record.to_dict(),
-            dtype=np.dtype(dtype),
-            state=encoder.state_arrays() if encoder.must_fit else None,
-            frames=frames,
-        )
+        with one_by_one(store.tree.claims, name) if shard else nullcontext(True) as alone:
+            if encoder.must_fit:
+                fitted_on = make_ready(encoder, store, rows, name, split_name, replace)
+            if replace:  # not before the new encoder is ready: a mistake must not cost the old feature
+                store.delete_feature(name)
+            feature = _open_feature(store, name, encoder, np.dtype(dtype), frames, shard, alone)
         if frames and feature.max_frames != frames:
             has = f"up to {feature.max_frames} frames a row" if feature.has_frames else "no frames"
             raise ConfigError(
                 f"{name} was written with {has}, not {frames}. Keep both with --as NAME, or pass --replace."
             )
         repaired = mark_damaged_pending(store, feature) if repair else []
-        extraction = extract(
+        run = partial(extract, shard=shard) if engine is None else engine.extract
+        extraction = run(
             feature,
             encoder,
             rows,
@@ -121,6 +132,41 @@ def featurize(
         )
         found = audit(feature, encoder, rows, audit_rows) if audit_rows else None
         return Featurized(feature, extraction, fitted_on, rows.n_new, repaired, found)
+
+
+class Engine(Protocol):
+    """Where chunks are encoded, if not in this process."""
+
+    def extract(
+        self,
+        feature: Feature,
+        encoder: Encoder,
+        source: RawSource,
+        *,
+        workers: int,
+        batch_size: int | None,
+        retry_failed: bool,
+        limits: Limits,
+        progress: Progress | None,
+    ) -> Extraction:
+        """As `featurize.extract.extract`."""
+
+
+def _open_feature(
+    store: Store, name: str, encoder: Encoder, dtype: np.dtype[Any], frames: int, shard: Shard | None, alone: bool
+) -> Feature:
+    creation: dict[str, Any] = {"dtype": dtype, "frames": frames}
+    if encoder.must_fit:
+        creation["state"] = encoder.state_arrays()
+    if shard is None:
+        return store.open_feature(name, encoder.record.to_dict(), **creation)
+    try:
+        return store.join_feature(name, encoder.record.to_dict(), shard, alone=alone, **creation)
+    except RecordMismatch:
+        if not encoder.must_fit or alone:
+            raise
+        _take_over_state(encoder, store.feature(name))  # another shard has fitted one at the same time, and was first
+        return store.join_feature(name, encoder.record.to_dict(), shard, alone=alone)
 
 
 def open_encoder(name: str, options: Mapping[str, Any] | None = None, *, trained: Path = Path("encoders")) -> Encoder:

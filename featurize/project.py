@@ -33,8 +33,8 @@ class Project:
 
     @property
     def trained_encoders(self) -> Path:
-        """Where `cli train-encoder` leaves its encoders: beside the store, or here where that is not on a disk."""
-        return Path("encoders") if isinstance(self.store_path, RemotePath) else self.store_path.parent / "encoders"
+        """Where `cli train-encoder` leaves its encoders."""
+        return trained_encoders_of(self.store_path)
 
     def open_store(self) -> Store:
         """The store of the command line. Raises `StoreError` where there is none."""
@@ -118,6 +118,11 @@ class StoreRows:
         if self._correction is not None and isinstance(raw, RawMidi):
             return self._correction.apply(row, raw)
         return raw
+
+
+def trained_encoders_of(store_path: Location) -> Path:
+    """The folder of encoders that were trained here: beside the store, or in this folder where that is on no disk."""
+    return Path("encoders") if isinstance(store_path, RemotePath) else store_path.parent / "encoders"
 
 
 def open_source_of(store: Store, store_path: Location, config: FeaturizeConfig) -> Source:

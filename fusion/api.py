@@ -29,6 +29,7 @@ from fusion.settings import Names, listed, settings
 from fusion.tracking import Tracker, open_trackers
 from stores import open_store
 from stores.feature import Feature, Status
+from stores.remote import Location, RemotePath, location
 from stores.store import Store
 
 __all__ = ["Tensors", "ablate", "allow_code", "fit", "open_run", "predict", "to_torch"]
@@ -42,7 +43,7 @@ class Tensors(NamedTuple):
 
 
 def fit(
-    store: Store | str | Path,
+    store: Store | str | Location,
     *,
     config: Given = None,
     fusion: str | type | None = None,
@@ -85,7 +86,7 @@ def fit(
 
 
 def ablate(
-    store: Store | str | Path,
+    store: Store | str | Location,
     *,
     config: Given = None,
     fusions: str | type | Sequence[str | type] = "all",
@@ -150,7 +151,7 @@ def open_run(run: str | Path) -> Run:
 
 def predict(
     run: Run | LoadedRun | str | Path,
-    data: Store | str | Path | Sequence[Segment],
+    data: Store | str | Location | Sequence[Segment],
     **options: Any,
 ) -> pa.Table:
     """What a run's model says: a row a segment, with the columns of `fusion.predictor`.
@@ -159,7 +160,7 @@ def predict(
     larger than memory: `Predictor(run).blocks(…)`.
     """
     predictor = Predictor(run.folder if isinstance(run, Run) else run, **options)
-    return predictor.predict(open_data(Path(data)) if isinstance(data, str | Path) else data)
+    return predictor.predict(open_data(location(data)) if isinstance(data, str | Path | RemotePath) else data)
 
 
 def to_torch(feature: Feature) -> Tensors:
@@ -173,5 +174,5 @@ def to_torch(feature: Feature) -> Tensors:
     return Tensors(torch.from_numpy(vectors.copy()), torch.from_numpy(status == Status.PRESENT))
 
 
-def _opened(store: Store | str | Path) -> Store:
+def _opened(store: Store | str | Location) -> Store:
     return store if isinstance(store, Store) else open_store(store)

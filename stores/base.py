@@ -12,6 +12,7 @@ Conventions
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ class ArrayTree(ABC):
         """Numbers of the chunks that were ever written (and are still there)."""
 
     def has_chunk(self, path: str, number: int) -> bool:
-        """Whether this chunk was ever written (and is still there)."""
+        """Whether this chunk was ever written (and is still there). To be overridden where listing all costs more."""
         return number in self.stored_chunks(path)
 
     @abstractmethod
@@ -75,6 +76,21 @@ class ArrayTree(ABC):
 
     def read_often(self) -> None:  # noqa: B027 (a disk is near enough)
         """From now on the same chunks are read again and again: keep copies where that is faster."""
+
+    def appear(self, path: str, make: Callable[[ArrayTree], None], *, alone: bool) -> bool:
+        """Let `make` put a group at `path` that nobody sees before it is whole; false where one has come before it.
+
+        What stands there without attributes is a leftover, and is removed. alone: no other process makes it now; where
+        others can, a backend has to override this, or `make` would be interrupted by theirs.
+        """
+        if self.attributes(path):
+            return False
+        self.delete(path)
+        make(self)
+        return True
+
+    def remove_chunk_leftovers(self, path: str, chunks: set[int]) -> None:  # noqa: B027 (some backends leave none)
+        """Delete temporary files of killed writers of these chunks of an array, which the caller owns."""
 
     def remove_leftovers(  # noqa: B027 (some backends leave none)
         self, older_than_seconds: float = 600.0, path: str = "", *, deep: bool = True

@@ -51,6 +51,7 @@ class Feature:
     def __init__(self, tree: ArrayTree, name: str):
         self._tree = tree
         self.name = name  # slot/encoder
+        self.is_shared = False  # other processes write other chunks of it meanwhile (`Store.join_feature`)
         self.slot, _, self.encoder = name.partition("/")
         self._path = f"features/{quoted(self.slot)}/{quoted(self.encoder)}"
         self._facts = tree.attributes(self._path)
@@ -319,6 +320,11 @@ class Feature:
                 self._tree.delete(self.array_path(name))
 
     def _widen_to_float32(self) -> None:
+        if self.is_shared:
+            raise StoreError(
+                f"{self.name} has numbers beyond float16, and a shard cannot turn the chunks of others to float32. "
+                "Go on without --shard, which does, or begin anew: --dtype float32 with another --as NAME."
+            )
         narrow = {kind: self._facts[kind] for kind in ("vectors", "frames") if self._facts.get(kind)}
         for kind, name in narrow.items():
             old, new = self.array_path(name), self.array_path(kind + WIDENED)

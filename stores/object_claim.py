@@ -67,6 +67,18 @@ class ObjectClaim:
             self._objects.delete([self._path.key])
 
 
+def holder_of(
+    path: RemotePath, dead_after_seconds: float, is_gone: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any] | None:
+    """What the claim at `path` says; `None` where nobody holds it."""
+    found = path.objects.get(path.key)
+    if found is None:
+        return None
+    holder = _holder(found.content)
+    may_live = time.time() - found.facts.modified < dead_after_seconds and not is_gone(holder)
+    return holder if may_live else None
+
+
 def _holder(content: memoryview) -> dict[str, Any]:
     try:
         holder = json.loads(bytes(content))

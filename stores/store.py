@@ -25,6 +25,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -35,6 +36,7 @@ from stores.claim import claimed
 from stores.errors import DamagedStore, StoreError
 from stores.feature import HASH_BYTES, Feature, quoted, read_whole
 from stores.record import Record, check_complete, check_same, fingerprint
+from stores.shard import Shard
 
 FORMAT = 1
 DEFAULT_CHUNK_ROWS = 1024
@@ -253,28 +255,10 @@ class Store:
 
         Raises `StoreError` where it exists.
         """
-        check_complete(record)
         if self.has_feature(name):
             raise StoreError(f"{self.tree.location} holds {name} already. Keep both with --as NAME, or pass --replace.")
-        slot, _, encoder = name.partition("/")
-        if not slot or not encoder or "/" in encoder:
-            raise StoreError(f"A feature is named slot/encoder, e.g. audio/mel_stats, not {name!r}.")
-        path = f"features/{quoted(slot)}/{quoted(encoder)}"
-        self.tree.delete(path)  # what an interrupted creation left
-        n = self.n_segments
-        width = int(record["width"])
-        self.tree.create(f"{path}/vectors", (n, width), np.dtype(dtype), self.chunk_rows)
-        if frames:
-            self.tree.create(f"{path}/frames", (n, frames, width), np.dtype(dtype), self.chunk_rows)
-            self.tree.create(f"{path}/n_frames", (n,), np.dtype(np.uint16), self.chunk_rows)
-        self.tree.create(f"{path}/input_hash", (n, HASH_BYTES), np.dtype(np.uint8), self.chunk_rows)
-        self.tree.create(f"{path}/failure", (n,), STRING, self.chunk_rows)
-        self.tree.create(f"{path}/status", (n,), np.dtype(np.uint8), self.chunk_rows)
-        for key, array in (state or {}).items():
-            _put(self.tree, f"{path}/state/{quoted(key)}", array, max(len(array), 1))
-        facts = {"record": dict(record), "fingerprint": fingerprint(record)}
-        arrays = {"vectors": "vectors", "frames": "frames" if frames else None}
-        self.tree.set_attributes(path, {**facts, **arrays, "state": list(state or {})})
+        self.tree.delete(feature_path(name))  # what an interrupted creation left
+        make_feature(self.tree, name, record, self.n_segments, self.chunk_rows, np.dtype(dtype), state or {}, frames)
         return Feature(self.tree, name)
 
     def open_feature(self, name: str, record: Record, **creation: Any) -> Feature:
@@ -289,26 +273,89 @@ class Store:
         feature.remove_leftovers()
         return feature
 
+    def join_feature(
+        self,
+        name: str,
+        record: Record,
+        shard: Shard,
+        *,
+        alone: bool,
+        dtype: np.dtype[Any] | type = np.float16,
+        state: Mapping[str, np.ndarray] | None = None,
+        frames: int = 0,
+    ) -> Feature:
+        """As `open_feature`, for one of several shards: nothing is removed that may be another's.
+
+        alone: no other shard is doing the same (`stores.claim.one_by_one`).
+        """
+
+        def make(tree: ArrayTree) -> None:
+            make_feature(tree, name, record, self.n_segments, self.chunk_rows, np.dtype(dtype), state or {}, frames)
+
+        if not self.has_feature(name):
+            self.tree.appear(feature_path(name), make, alone=alone)
+        feature = self.feature(name)
+        check_same(name, feature.record, record)
+        feature.is_shared = True
+        mine = set(shard.of_all(range(len(feature.chunks()))))
+        for array in feature.array_names():
+            self.tree.remove_chunk_leftovers(feature.array_path(array), mine)
+        return feature
+
     @contextmanager
-    def writing(self, name: str) -> Iterator[None]:
-        """While the block runs no other process writes this feature. Raises `StoreError` where one does."""
-        with claimed(self.tree.claims, name):
+    def writing(self, name: str, shard: Shard | None = None) -> Iterator[None]:
+        """While the block runs nobody else writes this feature, or this shard of it. Raises `StoreError`."""
+        with claimed(self.tree.claims, name, shard):
             if self.tree.attributes("") != self._facts:  # rows may be others than they were
                 raise StoreError(f"{self.tree.location} was written anew just now. Give the same command again.")
-            if self.tree.claims is not None and len(list(self.tree.claims.glob("*.claim"))) == 1:
+            claims = self.tree.claims
+            if shard is None and isinstance(claims, Path) and len(list(claims.rglob("*.claim"))) == 1:
                 for node in ("", "features", f"features/{quoted(name.partition('/')[0])}"):  # no other feature's writer
                     self.tree.remove_leftovers(older_than_seconds=0, path=node, deep=False)
             yield
 
     def delete_feature(self, name: str) -> None:
         """Remove a feature for good, with its record and all rows."""
-        slot, _, encoder = name.partition("/")
-        self.tree.delete(f"features/{quoted(slot)}/{quoted(encoder)}")
+        self.tree.delete(feature_path(name))
 
     def _known(self, kind: str, name: str, known: list[str], remedy: str = "") -> None:
         if name not in known:
             listed = ", ".join(known) or "none"
             raise StoreError(f"{self.tree.location} has no {kind} {name!r}; it has {listed}. {remedy}".rstrip())
+
+
+def feature_path(name: str) -> str:
+    slot, _, encoder = name.partition("/")
+    if not slot or not encoder or "/" in encoder:
+        raise StoreError(f"A feature is named slot/encoder, e.g. audio/mel_stats, not {name!r}.")
+    return f"features/{quoted(slot)}/{quoted(encoder)}"
+
+
+def make_feature(
+    tree: ArrayTree,
+    name: str,
+    record: Record,
+    n_segments: int,
+    chunk_rows: int,
+    dtype: np.dtype[Any],
+    state: Mapping[str, np.ndarray],
+    frames: int,
+) -> None:
+    """The arrays of a new feature, and then what describes it: without that it does not exist."""
+    check_complete(record)
+    path, width = feature_path(name), int(record["width"])
+    tree.create(f"{path}/vectors", (n_segments, width), dtype, chunk_rows)
+    if frames:
+        tree.create(f"{path}/frames", (n_segments, frames, width), dtype, chunk_rows)
+        tree.create(f"{path}/n_frames", (n_segments,), np.dtype(np.uint16), chunk_rows)
+    tree.create(f"{path}/input_hash", (n_segments, HASH_BYTES), np.dtype(np.uint8), chunk_rows)
+    tree.create(f"{path}/failure", (n_segments,), STRING, chunk_rows)
+    tree.create(f"{path}/status", (n_segments,), np.dtype(np.uint8), chunk_rows)
+    for key, array in state.items():
+        _put(tree, f"{path}/state/{quoted(key)}", array, max(len(array), 1))
+    facts = {"record": dict(record), "fingerprint": fingerprint(record)}
+    arrays = {"vectors": "vectors", "frames": "frames" if frames else None}
+    tree.set_attributes(path, {**facts, **arrays, "state": list(state)})
 
 
 def _put_columns(

@@ -8,16 +8,18 @@ Source: Zarr core specification 3.0 (chunk key encoding `c/…`), zarr-python >=
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import google_crc32c
 import numpy as np
@@ -80,6 +82,10 @@ class ZarrTree(ArrayTree):
         numbers = (file.relative_to(self.path / path / "c").parts[0] for file in found if file.is_file())
         return {int(number) for number in numbers if number.isdigit()}  # beside them stand leftovers of killed writers
 
+    def has_chunk(self, path: str, number: int) -> bool:
+        tail = ["0"] * (len(self._array(path).shape) - 1)
+        return (self.path / path / "c" / str(number)).joinpath(*tail).is_file()
+
     def layout(self, path: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
         array = self._array(path)
         return array.shape, array.dtype, array.chunks[0]
@@ -113,12 +119,48 @@ class ZarrTree(ArrayTree):
         (self.path / path / "zarr.json").unlink(missing_ok=True)
         shutil.rmtree(self.path / path, ignore_errors=True)
 
+    def appear(self, path: str, make: Callable[[ArrayTree], None], *, alone: bool) -> bool:
+        """Made in a folder beside it, which is then renamed: of several processes that do so the first one counts."""
+        partial = self.path / f".new.{uuid4().hex}.partial"
+        try:
+            with self._writing(""):
+                zarr.create_group(partial, zarr_format=3)
+            make(ZarrTree(partial))
+            parents = [str(parent) for parent in reversed(Path(path).parents) if parent.name]
+            with self._writing(""):
+                for parent in parents:
+                    (self.path / parent).mkdir(exist_ok=True)
+                    if not (self.path / parent / "zarr.json").exists():  # else in one step, whoever is the first
+                        (partial / parent / "zarr.json").replace(self.path / parent / "zarr.json")
+            while True:
+                with self._writing(""), suppress(FileExistsError), _something_is_there():
+                    (partial / path).rename(self.path / path)
+                    return True
+                if self.attributes(path):
+                    return False
+                if not alone:
+                    raise StoreError(
+                        f"{self.path / path} is half deleted or half made, and this file system has no locks by which "
+                        "shards could agree on who clears it. Run one without --shard first, for an instant."
+                    )
+                self.delete(path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
     def remove_leftovers(self, older_than_seconds: float = 600.0, path: str = "", *, deep: bool = True) -> None:
         for file in (self.path / path).glob("**/*.partial" if deep else "*.partial"):
-            if re.search(r"\.[0-9a-f]{32}\.partial$", file.name):  # zarr-python's `_atomic_write`
+            # zarr-python's `_atomic_write`, and `appear`
+            if re.search(r"\.[0-9a-f]{32}\.partial$", file.name):
                 with suppress(FileNotFoundError):
                     if time.time() - file.stat().st_mtime >= older_than_seconds:
-                        file.unlink()
+                        shutil.rmtree(file, ignore_errors=True) if file.is_dir() else file.unlink()
+
+    def remove_chunk_leftovers(self, path: str, chunks: set[int]) -> None:
+        folder = self.path / path / "c"
+        for file in folder.glob("**/*.partial"):
+            number = file.relative_to(folder).parts[0].partition(".")[0]
+            if number.isdigit() and int(number) in chunks:
+                file.unlink(missing_ok=True)
 
     def _whole_chunks(self, array: zarr.Array[Any], path: str, start: int, stop: int) -> np.ndarray | None:
         """Rows that are just some chunks, straight from their files, in a fraction of the time that zarr-python takes.
@@ -218,6 +260,17 @@ def _node_type(folder: Path) -> str | None:
     except (OSError, ValueError, KeyError):
         return None
     return node
+
+
+@contextmanager
+def _something_is_there() -> Iterator[None]:
+    """`FileExistsError`, however the system puts it that a folder cannot take the place of one with something in it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOTEMPTY:
+            raise FileExistsError(error.errno, error.strerror) from error
+        raise
 
 
 @contextmanager

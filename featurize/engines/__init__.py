@@ -1,0 +1,1 @@
+"""Where chunks are encoded, if not in this process."""
