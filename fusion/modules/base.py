@@ -130,8 +130,7 @@ def project_padded(project: nn.Module, vectors: Tensor, most: int) -> Tensor:
     """`project` of (n, D), computed with zeros behind it, so that of all n up to `most` there are few lengths.
 
     Dropped slots are drawn anew for each batch, so that nearly every product would have a shape of its own. For each,
-    oneDNN, which multiplies bfloat16 on CPUs, compiles a kernel and keeps it: some milliseconds and half a MiB, times
-    the 1,024 that it keeps at most.
+    oneDNN, which multiplies bfloat16 on CPUs, compiles a kernel and keeps it: some milliseconds and half a MiB.
     """
     step = TILE_ROWS * max(1, math.ceil(most / (TILE_ROWS * MOST_LENGTHS)))
     projected: Tensor = project(pad(vectors, (0, 0, 0, -len(vectors) % step)))
