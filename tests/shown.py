@@ -14,12 +14,13 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import click
@@ -27,6 +28,10 @@ from click.testing import CliRunner
 from markdown_it import MarkdownIt
 
 from cli import cli
+from featurize import stated_times
+from featurize.limits import Limits
+from featurize.survey import notes
+from featurize.workers import Preparer
 from fusion.config import load_config
 
 ROOT = Path(__file__).parents[1]
@@ -158,6 +163,17 @@ class Reader:
         ):
             runpy.run_path(file, run_name="__main__")
         return printed.getvalue()
+
+
+@contextmanager
+def one_process() -> Iterator[None]:
+    """What `ingest` and `inspect` look at by sample is prepared here: each starts up to four processes otherwise."""
+
+    def preparer(encoder: Any, workers: int, limits: Limits) -> Preparer:
+        return Preparer(encoder, 0, limits)
+
+    with patch.object(stated_times, "Preparer", preparer), patch.object(notes, "Preparer", preparer):
+        yield
 
 
 def run_cli(*arguments: str) -> str:

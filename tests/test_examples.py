@@ -14,7 +14,7 @@ import torch
 
 from fusion.config import load_config
 from tests import test_deberta, test_wav2vec2
-from tests.shown import FAST, Reader
+from tests.shown import FAST, Reader, one_process
 from tests.test_ingest import write_split_parquet
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -74,6 +74,12 @@ ELSEWHERE = {
     "finetune.yaml",
     "existing_embeddings.py",
 }  # test_shown.py, with docs/finetune.md and docs/existing-embeddings.md
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_one_process():
+    with one_process():
+        yield
 
 
 def test_every_example_has_its_test():

@@ -25,7 +25,7 @@ from stores import open_store
 from stores.feature import Status
 from tests import test_clap, test_deberta, test_wav2vec2
 from tests.finetuning_project import make_project
-from tests.shown import DOCUMENTS, FAST, READ, ROOT, RUN, Reader, blocks_of, commands_of, parse, run_cli
+from tests.shown import DOCUMENTS, FAST, READ, ROOT, RUN, Reader, blocks_of, commands_of, one_process, parse, run_cli
 from tests.test_ingest import write_split_parquet
 
 BLOCKS = [block for document in DOCUMENTS for block in blocks_of(document)]
@@ -33,6 +33,12 @@ NOT_RUN = [block for block in BLOCKS if block.not_run is not None]
 WITH_BLOCKS = [d for d in DOCUMENTS if any(b.document == d and b.language in RUN and not b.not_run for b in BLOCKS)]
 LEARNED = {"text": "deberta", "audio": "mel_cnn", "midi": "event"}
 HELP_ELSEWHERE = {"cli demo"}  # test_demo.py runs it, at full size
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_one_process():
+    with one_process():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -292,6 +298,7 @@ def test_the_example_of_a_command_runs_as_it_stands(finished, tmp_path, monkeypa
     if name == "export":
         pytest.importorskip("onnxscript", reason="pip install 'triad-fusion[onnx]'")
     folder = shutil.copytree(finished, tmp_path / "project")
+    shutil.copy(folder / "new_songs.parquet", folder / "training_data_with_embeddings.parquet")
     for path in BEFOREHAND.get(name, ()):
         shutil.rmtree(folder / path) if (folder / path).is_dir() else (folder / path).unlink()
     monkeypatch.chdir(folder)
