@@ -74,8 +74,9 @@ def ingest(
 ) -> Ingested:
     """Check a dataset and make its store, with a first split where it has none.
 
-    data: as `cli ingest` takes it; `data.path` of the configuration where `None`. chunk_rows: of a new store.
-    What is wrong with the data stands in `problems`. Raises `SourceError` where errors are among them, or where the store has segments that the data lack.
+    data: as `cli ingest` takes it; `data.path` of the configuration where `None`. chunk_rows: of a new store. What is
+    wrong with the data stands in `problems`. Raises `SourceError` where errors are among them, or where the store has
+    segments that the data lack.
     """
     settings = given_config(config, FeaturizeConfig)
     found = check_data(data, settings, workers)
@@ -121,7 +122,8 @@ def featurize(
     encoder: a name, `RUN:SLOT` of one that was tuned, `my_encoder.py:MyEncoder`, a class, or an encoder that is ready.
     options: of its constructor. split: whose training part an encoder is fitted on.
     settings: `replace`, `batch_size`, `batch_budget`, `dtype`, `frames`, `device`, `precision`, `retry_failed`,
-    `repair`, `audit_rows`, `shard` and `engine`, as `featurize.pipeline.featurize` has them. Raises `TriadError`s on mistakes.
+    `repair`, `audit_rows`, `shard` and `engine`, as `featurize.pipeline.featurize` has them. Raises `TriadError`s on
+    mistakes.
     """
     opened, found = open_both(store, config)
     ready, name = choose_encoder(opened, encoder, found, options)
