@@ -62,24 +62,16 @@ def give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+MALLINFO = (
+    *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+    *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+)
+
+
 class MallInfo(ctypes.Structure):
     """`struct mallinfo2` of the GNU C library, bytes: see mallinfo(3)."""
 
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in [
-            "arena",
-            "ordblks",
-            "smblks",
-            "hblks",
-            "hblkhd",
-            "usmblks",
-            "fsmblks",
-            "uordblks",
-            "fordblks",
-            "keepcost",
-        ]
-    ]
+    _fields_ = [(name, ctypes.c_size_t) for name in MALLINFO]
 
 
 def in_use() -> int:

@@ -141,14 +141,14 @@ def test_a_row_that_changes_while_it_is_read_is_pending(tmp_path, monkeypatch):
         feature = make_store(tree).create_feature("audio/toy", RECORD)
         write(feature, feature.chunks()[0], [0, 1, 2], 1.0)
     reader, writer = (open_store(tmp_path / "features.zarr")["audio/toy"] for _ in range(2))
-    original = reader.vectors
+    original = reader.read_vectors
 
     def late(rows=None):
         write(writer, writer.chunks()[0], [1], np.nan, Status.FAILED, reason="gone")  # its vector is zeros from now on
         write(writer, writer.chunks()[0], [2], 2.0, hash_byte=9)
         return original(rows)
 
-    monkeypatch.setattr(reader, "vectors", late)
+    monkeypatch.setattr(reader, "read_vectors", late)
     assert reader.whole_rows().status.tolist()[:4] == [1, 0, 0, 0]
 
 

@@ -274,13 +274,13 @@ def test_warnings_come_first():
 def test_chunks_and_blocks_make_no_difference_and_are_never_read_all_at_once(monkeypatch):
     expected = look(degenerate(), chunk_rows=1024)
     block_rows = []
-    read = Feature.vectors
+    read = Feature.read_vectors
 
-    def spy(feature, rows=None):
+    def spy(feature, rows=None, status=None):
         block_rows.append(feature.n_segments if rows is None else len(rows))
-        return read(feature, rows)
+        return read(feature, rows, status)
 
-    monkeypatch.setattr(Feature, "vectors", spy)
+    monkeypatch.setattr(Feature, "read_vectors", spy)
     monkeypatch.setattr(health, "BLOCK_BYTES", 4 * D * 50)
     for chunk_rows in (7, 64):
         assert look(degenerate(), chunk_rows=chunk_rows) == expected
