@@ -121,8 +121,9 @@ def tables_of(folder: Path) -> dict[str, list[dict]]:
 
 
 def written(folder: Path) -> dict[str, bytes]:
-    """Every file but the environment, which holds the command."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.stem != "environment"}
+    """Every file but the environment, which holds the command and the time; the report without that time."""
+    files = [path for path in folder.iterdir() if path.is_file() and path.stem != "environment"]
+    return {path.name: re.sub(rb"recorded at</dt><dd>[^<]*", b"", path.read_bytes()) for path in files}
 
 
 def without_seconds(rows: list[dict]) -> list[dict]:
