@@ -36,6 +36,13 @@ REQUEST_SECONDS = 900.0  # of the largest object on a slow line
 PARALLEL = 32  # requests in flight: at 20 ms each, 1,600 a second
 READER_BYTES = 8 * 2**20
 DELETED_AT_ONCE = 1000  # the most that S3 takes in one request
+BROKEN = r"HTTP error|error decoding|error reading|partial response|connection|timed out"  # in the words of libraries
+NOT_AGAIN = r"status code|after \d+ retries|169\.254\.169\.254"  # an answer, or tried often enough
+CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "GOOGLE_SERVICE_ACCOUNT",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+}
 ENVIRONMENT = ("AWS_", "GOOGLE_", "AZURE_")
 
 Item = TypeVar("Item")
@@ -163,7 +170,7 @@ class Objects:
                 said = str(error)
                 if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in said:
                     return None
-                broken = not re.search(r"status code|after \d+ retries|169\.254\.169\.254", said)
+                broken = re.search(BROKEN, said) and not re.search(NOT_AGAIN, said)
                 if broken and pause is not None and time.monotonic() + pause < give_up:
                     time.sleep(pause)
                     continue
@@ -266,11 +273,9 @@ def _told(bucket: str, key: str, said: str) -> str:
     seconds = _first(r"in ([\d.]+m?s), after", said)
     if code == "NoSuchBucket":
         return f"There is no bucket {bucket}. Make it, or give another."
-    if "169.254.169.254" in said or ("metadata" in said.lower() and "token" in said.lower()):
-        return (
-            f"{where}: there are no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your storage "
-            "takes: docs/object-storage.md"
-        )
+    if "169.254.169.254" in said or "Account must be specified" in said:  # a machine's own account was asked, in vain
+        scheme = bucket.partition("://")[0]
+        return f"{where}: there are no credentials. Set {CREDENTIALS[scheme]}: docs/object-storage.md"
     if status[:3] in ("401", "403"):
         return f"{where}: access denied ({code or status}). Has the environment the credentials of this bucket?"
     reason = f"answers {status}{f' ({code})' if code else ''}" if status else _without_status(said)

@@ -7,6 +7,7 @@ does not match its fingerprint, an array that is not as long as the store, a col
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import unquote
@@ -158,21 +159,25 @@ def _verify_array(
     if n_rows is not None and shape[0] != n_rows:
         yield Damage(where, array, None, 0, n_rows, f"says it has {shape[0]} rows, not {n_rows}")
         return
-    for number in range(-(-shape[0] // chunk_rows)):
-        start, stop = number * chunk_rows, min((number + 1) * chunk_rows, shape[0])
-        reason = None
+
+    def wrong(number: int) -> str | None:
         if number not in stored:
-            if needed is None or number in needed:
-                reason = "missing"
-        else:
-            try:
-                values = tree.read(path, start, stop)
-                if values.dtype.kind == "f" and array.startswith(("vectors", "frames")):
-                    reason = None if np.isfinite(values).all() else "holds NaN or infinity"
-            except DamagedStore as error:
-                reason = _reason(error)
-        if reason:
-            yield Damage(where, array, number, start, stop, reason)
+            return "missing" if needed is None or number in needed else None
+        try:
+            values = tree.read(path, number * chunk_rows, min((number + 1) * chunk_rows, shape[0]))
+        except DamagedStore as error:
+            return _reason(error)
+        is_finite = values.dtype.kind != "f" or not array.startswith(("vectors", "frames")) or np.isfinite(values).all()
+        return None if is_finite else "holds NaN or infinity"
+
+    numbers = range(-(-shape[0] // chunk_rows))
+    with ThreadPoolExecutor(tree.parallel_reads) as readers:
+        reasons = (map if tree.parallel_reads == 1 else readers.map)(wrong, numbers)
+        for number, reason in zip(numbers, reasons, strict=True):
+            if reason:
+                yield Damage(
+                    where, array, number, number * chunk_rows, min((number + 1) * chunk_rows, shape[0]), reason
+                )
 
 
 def _reason(error: BaseException) -> str:

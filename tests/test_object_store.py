@@ -135,6 +135,9 @@ def test_no_bucket_no_store_no_server_no_package(storage, bucket, monkeypatch, i
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(RemoteError, match=r"cannot be reached \(.*\), after 10 retries"):
         open_store(bucket / "features.zarr")
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    with pytest.raises(RemoteError, match="there are no credentials. Set AZURE_STORAGE_ACCOUNT_NAME and"):
+        open_store("az://container/features.zarr")
     monkeypatch.setitem(sys.modules, "obstore", None)
     objects.forget_clients()
     with pytest.raises(RemoteError, match=r"pip install 'triad-fusion\[cloud\]'"):
