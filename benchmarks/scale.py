@@ -206,10 +206,10 @@ def count_flops() -> dict[str, dict[str, float]]:
     )
     cases: dict[str, tuple[str, int, Callable[[], Any], Callable[[], dict[str, Any]]]] = {
         "deberta": (
-            "DeBERTa-v3-base, 128 tokens",
+            "DeBERTa-v3-base, 128 tokens, 8 a batch",
             768,
             lambda: DebertaV2Model(deberta),
-            lambda: {"input_ids": torch.ones(1, 128, dtype=torch.long)},
+            lambda: {"input_ids": torch.ones(8, 128, dtype=torch.long)},  # what is relative is computed once a batch
         ),
         "wav2vec2": (
             "wav2vec2-base, 10 s",
@@ -226,11 +226,13 @@ def count_flops() -> dict[str, dict[str, float]]:
     }
     found = {}
     for name, (what, width, make, inputs) in cases.items():
-        model = make().eval()
-        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-            model(**inputs())
+        model = make().eval().requires_grad_(False)
+        with FlopCounterMode(display=False) as counter:
+            batch = inputs()
+            model(**batch)
+        n = len(next(iter(batch.values())))
         weights = sum(weight.numel() for weight in model.parameters())
-        found[name] = {"what": what, "width": width, "flops": counter.get_total_flops(), "weights": weights}
+        found[name] = {"what": what, "width": width, "flops": counter.get_total_flops() / n, "weights": weights}
     return found
 
 
@@ -262,8 +264,8 @@ def measure(small: bool = False) -> dict[str, Any]:
             "machine": machine("torch", "numpy", "zarr", "transformers"),
             "store": measure_store(folder, 2 if small else 8),
             "opening": measure_opening(folder, (2_000, 4_000) if small else (10**4, 10**5, 10**6)),
-            "listing": measure_listing(folder, 100 if small else 10**5),
-            "encoders": measure_encoders(1 if small else 8),
+            "listing": measure_listing(folder, 100 if small else 20_000),
+            "encoders": measure_encoders(1 if small else 4),
             **({} if small else {"flops": count_flops()}),
         }
 

@@ -121,6 +121,10 @@ def test_a_killed_driver_loses_nothing_and_leaves_nobody(ray, tmp_path, one_proc
         time.sleep(0.1)
 
 
+def test_a_cluster_that_starts_here_listens_on_the_loopback_interface_only(ray):
+    assert [node["NodeManagerAddress"] for node in ray.nodes()] == ["127.0.0.1"]
+
+
 def test_what_a_machine_does_not_have_gets_a_line(ray, tmp_path):
     with pytest.raises(ConfigError, match="with 1e[+]06 CPU cannot be started"):
         featurize_far(empty_store(tmp_path / "features.zarr"), engine=RayEngine(cpus=1e6))
