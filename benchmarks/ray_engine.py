@@ -5,7 +5,7 @@
 
 Different lyrics through MiniLM in bfloat16, in turns: by two Ray actors of one CPU; by two processes, each with a shard
 and one thread; by one process with two threads. Seconds a row are taken from when a quarter of the rows is done, to the
-end. All stores must end with the same bytes, also that of four actors, which is not timed.
+end. All stores must end with the same bytes, also those of one and of four actors, which are not timed.
 """
 
 from __future__ import annotations
@@ -120,14 +120,17 @@ def contents(path: Path) -> dict[str, bytes]:
 @click.command()
 @click.option("--rows", type=click.IntRange(256), default=1024, show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
-def main(rows: int, rounds: int) -> None:
+@click.option("--against", type=click.Choice(["shards", "process", "both"]), default="both", show_default=True)
+def main(rows: int, rounds: int, against: str) -> None:
     """Ray actors, shards and threads on the same rows."""
     from featurize.engines.ray import cluster
 
     os.environ["OMP_NUM_THREADS"] = str(WORKERS)
     os.environ.setdefault("PYTHONPATH", str(Path(__file__).parents[1]))  # for processes that are started from elsewhere
     click.echo(f"{machine('torch', 'zarr', 'ray')}; {rows:,} lyrics, {rows // CHUNK_ROWS} chunks, {rounds} rounds")
-    ways = {"two Ray actors": with_ray, "two shards": as_shards, "one process": in_one_process}
+    others = {"two shards": as_shards, "one process": in_one_process}
+    others = {name: way for name, way in others.items() if against == "both" or name.endswith(against)}
+    ways = {"two Ray actors": with_ray, **others}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     starts: dict[str, list[float]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory() as name:
@@ -146,19 +149,22 @@ def main(rows: int, rounds: int) -> None:
                     starts[way].append(min(when for events in parts for when, done in events if done) - began)
                     expected = expected or contents(path)
                     assert contents(path) == expected, f"{way}: another store"
-            path = shutil.copytree(empty, folder / "four.zarr")
-            with_ray(path, 4)
-            assert contents(path) == expected, "four actors: another store"
+                    row = f"{seconds[way][-1] * 1e3:.2f} ms a row, first rows after {starts[way][-1]:.1f} s"
+                    click.echo(f"  {number + 1}: {way:15} {row}")
+            for n_actors in (1, 4):
+                path = shutil.copytree(empty, folder / f"{n_actors} actors.zarr")
+                with_ray(path, n_actors)
+                assert contents(path) == expected, f"{n_actors} actors: another store"
     for way in ways:
         spread = f"[{min(seconds[way]) * 1e3:.2f}, {max(seconds[way]) * 1e3:.2f}]"
         start = statistics.median(starts[way])
         click.echo(
             f"{way:15} {statistics.median(seconds[way]) * 1e3:6.2f} ms a row {spread}, first rows after {start:.1f} s"
         )
-    for way in ("two shards", "one process"):
+    for way in others:
         ratios = sorted(a / b for a, b in zip(seconds["two Ray actors"], seconds[way], strict=True))
         click.echo(f"Ray to {way:12} {statistics.median(ratios):.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}]")
-    click.echo("all stores have the same bytes, that of four actors too")
+    click.echo("all stores have the same bytes, those of one and of four actors too")
 
 
 if __name__ == "__main__":

@@ -206,10 +206,10 @@ def count_flops() -> dict[str, dict[str, float]]:
     )
     cases: dict[str, tuple[str, int, Callable[[], Any], Callable[[], dict[str, Any]]]] = {
         "deberta": (
-            "DeBERTa-v3-base, 128 tokens",
+            "DeBERTa-v3-base, 128 tokens, 8 a batch",
             768,
             lambda: DebertaV2Model(deberta),
-            lambda: {"input_ids": torch.ones(1, 128, dtype=torch.long)},
+            lambda: {"input_ids": torch.ones(8, 128, dtype=torch.long)},  # what is relative is computed once a batch
         ),
         "wav2vec2": (
             "wav2vec2-base, 10 s",
@@ -226,11 +226,13 @@ def count_flops() -> dict[str, dict[str, float]]:
     }
     found = {}
     for name, (what, width, make, inputs) in cases.items():
-        model = make().eval()
-        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-            model(**inputs())
+        model = make().eval().requires_grad_(False)
+        with FlopCounterMode(display=False) as counter:
+            batch = inputs()
+            model(**batch)
+        n = len(next(iter(batch.values())))
         weights = sum(weight.numel() for weight in model.parameters())
-        found[name] = {"what": what, "width": width, "flops": counter.get_total_flops(), "weights": weights}
+        found[name] = {"what": what, "width": width, "flops": counter.get_total_flops() / n, "weights": weights}
     return found
 
 
@@ -262,8 +264,8 @@ def measure(small: bool = False) -> dict[str, Any]:
             "machine": machine("torch", "numpy", "zarr", "transformers"),
             "store": measure_store(folder, 2 if small else 8),
             "opening": measure_opening(folder, (2_000, 4_000) if small else (10**4, 10**5, 10**6)),
-            "listing": measure_listing(folder, 100 if small else 10**5),
-            "encoders": measure_encoders(1 if small else 8),
+            "listing": measure_listing(folder, 100 if small else 20_000),
+            "encoders": measure_encoders(1 if small else 4),
             **({} if small else {"flops": count_flops()}),
         }
 
@@ -274,39 +276,42 @@ def measure(small: bool = False) -> dict[str, Any]:
 def simulate(
     n_chunks: int, chunk_seconds: float, n_workers: int, *, shared: bool, seed: int = SEED
 ) -> tuple[float, float]:
-    """Hours until the last worker is done, and what share of all work was lost with workers that failed.
+    """Hours until all is done, and what share of the work was done twice because a worker failed.
 
-    shared: workers take the next chunk when they are free (Ray); otherwise each has every n-th (job array). A worker
-    that fails comes back after `RESTART_SECONDS`, has lost at most what it had not saved, and goes on.
+    shared: workers take the next chunk when they are free (Ray), and the chunk of one that fails goes back to the
+    others; it is taken for lost altogether, though what was sent is not. Otherwise each has every n-th chunk (job
+    array): one that fails comes back after `RESTART_SECONDS`, has lost at most what it had not saved, and goes on.
     """
     rng = np.random.default_rng(SEED)
     speed = np.exp(rng.normal(0, SPEED_SPREAD, n_workers))
-    lost = 0.0
-
-    def worked(seconds: float) -> float:
-        """With failures; of a stretch of work that needs so many seconds."""
-        nonlocal lost
-        n_failures = rng.poisson(seconds / 3600 * FAILURES_PER_HOUR)
-        if n_failures:
+    per_second = FAILURES_PER_HOUR / 3600
+    lost = end = 0.0
+    if not shared:
+        for worker in range(n_workers):
+            seconds = len(range(worker, n_chunks, n_workers)) * chunk_seconds / speed[worker]
+            n_failures = rng.poisson(seconds * per_second)
             again = float(rng.uniform(0, SAVE_EVERY_SECONDS, n_failures).sum())
             lost += again
-            seconds += again + n_failures * RESTART_SECONDS
-        return seconds
-
-    if not shared:
-        counts = np.full(n_workers, n_chunks // n_workers) + (np.arange(n_workers) < n_chunks % n_workers)
-        ends = [worked(count * chunk_seconds / factor) for count, factor in zip(counts, speed, strict=True)]
-    else:
-        block = max(1, n_chunks // (200 * n_workers))  # of chunks at a time: the end is what counts, and is exact
-        left = n_chunks
-        free = [(0.0, worker) for worker in range(n_workers)]
-        while left:
-            now, worker = heapq.heappop(free)
-            taken = block if left > 4 * block * n_workers else 1
+            end = max(end, seconds + again + n_failures * RESTART_SECONDS)
+        return end / 3600, lost / (n_chunks * chunk_seconds)
+    block = max(1, n_chunks // (500 * n_workers))  # chunks at a time; one at a time in the end, which is what counts
+    left = n_chunks
+    free = [(0.0, worker) for worker in range(n_workers)]
+    while left:
+        now, worker = heapq.heappop(free)
+        taken = block if left > 8 * block * n_workers else 1
+        seconds = taken * chunk_seconds / speed[worker]
+        failed_after = rng.exponential(1 / per_second) if per_second else math.inf
+        if failed_after < seconds:
+            whole = int(failed_after * speed[worker] / chunk_seconds)
+            left -= whole
+            lost += failed_after - whole * chunk_seconds / speed[worker]
+            heapq.heappush(free, (now + failed_after + RESTART_SECONDS, worker))
+        else:
             left -= taken
-            heapq.heappush(free, (now + worked(taken * chunk_seconds / speed[worker]), worker))
-        ends = [end for end, _ in free]
-    return max(ends) / 3600, lost / (n_chunks * chunk_seconds)
+            end = max(end, now + seconds)
+            heapq.heappush(free, (now + seconds, worker))
+    return end / 3600, lost / (n_chunks * chunk_seconds)
 
 
 def tables(inputs: dict[str, Any]) -> dict[str, str]:
@@ -361,12 +366,12 @@ def _store(inputs: dict[str, Any]) -> str:
     heads = (
         "rows",
         "chunks",
-        "one feature of 768",
-        "of 768 and 512",
+        "768 wide",
+        "768 and 512",
         "objects a feature",
         "PUT",
         "GET",
-        "LIST",
+        "HEAD",
         "ids, groups",
     )
     return _table(heads, rows)
@@ -428,7 +433,7 @@ def _bytes(n: float) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 @click.command()

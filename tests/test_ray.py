@@ -7,13 +7,15 @@ import os
 import shutil
 import signal
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("ray")
+if find_spec("ray") is None:  # not `importorskip`: what it is to listen on is read when it is imported
+    pytest.skip("Ray is not installed", allow_module_level=True)
 
 from featurize.encoders.base import Encoded
 from featurize.engines import ray as ray_engine
@@ -103,6 +105,7 @@ def test_a_killed_driver_loses_nothing_and_leaves_nobody(ray, tmp_path, one_proc
     path = empty_store(tmp_path / "features.zarr")
     address = ray.get_runtime_context().gcs_address
     context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.test_ray"])
     slow = (path, 2, ToyEncoder(delay_seconds=0.05), CONTENTS, address)
     driver = context.Process(target=featurize_far, args=slow, daemon=True)
     driver.start()
@@ -119,6 +122,10 @@ def test_a_killed_driver_loses_nothing_and_leaves_nobody(ray, tmp_path, one_proc
     assert done.unchanged >= kept and every_file(path) == one_process
     while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:  # actors of the dead end, too
         time.sleep(0.1)
+
+
+def test_a_cluster_that_starts_here_listens_on_the_loopback_interface_only(ray):
+    assert [node["NodeManagerAddress"] for node in ray.nodes()] == ["127.0.0.1"]
 
 
 def test_what_a_machine_does_not_have_gets_a_line(ray, tmp_path):

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -237,6 +238,12 @@ def test_the_command(ten_chunks, run_cli, encoder):
     assert [("Fitted" in text) for text in told] == [encoder == "lsa", False, False]
     assert "rows wait for other shards" in told[0] and "no row is pending any more" in told[2]
     assert "nothing to do: " in (empty := featurized(many, "--shard", "11/11")) and "has 10 chunks of 5 rows" in empty
+
+
+def test_without_ray_a_line_says_what_to_install(ten_chunks, run_cli, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    told = run_cli("featurize", "--encoder", "midi_stats", "--store", ten_chunks, "--engine", "ray", code=2).output
+    assert "pip install 'triad-fusion[ray]'" in told and "Traceback" not in told
 
 
 def test_mistakes_get_a_line(ten_chunks, run_cli):

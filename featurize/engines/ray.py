@@ -40,6 +40,10 @@ from stores.feature import Feature, Status
 MOST_LOSSES = 3
 START_SECONDS = 600.0  # a cluster that grows starts machines first
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_DEDUP_LOGS": "0"}
+# Of a cluster that is started here. The first is read when Ray is imported, and so by default on Windows and macOS: Ray
+# takes 127.0.0.1 for its own address, and listens nowhere else; an address of 127.0.0.1 that is asked for is replaced.
+# Actors are as urgent as this process would be, not 15 less.
+HERE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_worker_niceness": "0"}
 
 
 class WorkersLost(TriadError):
@@ -95,25 +99,25 @@ class RayEngine:
 @contextmanager
 def cluster(address: str | None) -> Iterator[Any]:
     """Ray, connected: to what this process is connected to already, else to `address`, else to a new local one."""
+    address = address or os.environ.get("RAY_ADDRESS")  # which a submitted job finds set
+    for name, value in (QUIET if address else QUIET | HERE).items():
+        os.environ.setdefault(name, value)
     try:
-        for name, value in QUIET.items():
-            os.environ.setdefault(name, value)
         import ray
     except ImportError as error:
         raise ConfigError(f"--engine ray needs Ray ({error}): pip install 'triad-fusion[ray]'") from error
     if ray.is_initialized():
         yield ray
         return
-    address = address or os.environ.get("RAY_ADDRESS")  # which a submitted job finds set
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address is None:  # not one that happens to run here: it may be somebody else's
-            ray.init("local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+            ray.init("local", include_dashboard=False, **quiet)
         else:
             ray.init(address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = "here" if address is None else f"at {address}"
-        raise ConfigError(f"There is no Ray cluster {where} ({str(error).splitlines()[0]}).") from error
+        raise ConfigError(f"There is no Ray cluster {where} ({_line(error)}).") from error
     try:
         yield ray
     finally:
@@ -243,7 +247,7 @@ class _Run:
     def _lost(self, hand: _Hand, error: Exception) -> None:
         with suppress(Exception):  # it may be alive on a machine that cannot be reached
             self._ray.kill(hand.actor)
-        reason = str(error).strip().splitlines()[0]
+        reason = _line(error)
         if not hand.heard:
             self._n_stillborn += 1
             if self._n_stillborn >= MOST_LOSSES:
@@ -254,6 +258,10 @@ class _Run:
                 self._todo.appendleft(chunk)
             else:
                 self.given_up[chunk] = reason
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _stored(feature: Feature, chunk: range) -> Stored | None:
