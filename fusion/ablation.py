@@ -10,15 +10,13 @@ tuple in slot order. What the tables hold: `fusion/shapley.py`.
 
 from __future__ import annotations
 
-import ast
 import inspect
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from importlib.metadata import version
-from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -35,7 +33,7 @@ from fusion import baselines
 from fusion.cell_pool import run_cells
 from fusion.config import Config, FusionConfig, TrainingConfig
 from fusion.data import SegmentData, choose_features, load_segments
-from fusion.digest import digest
+from fusion.digest import code_digest, digest
 from fusion.evaluate import patterns
 from fusion.fitting import PARTS, open_splits
 from fusion.leaks import check_encoders
@@ -242,7 +240,7 @@ class Cells:
         facts: dict[str, Any] = {
             "format": CELL_FORMAT,
             "packages": PACKAGES,
-            "code": _code_digest("fusion.baselines"),
+            "code": code_digest("fusion.baselines"),
             "model": [cell.model.name, cell.seed],
             "slots": [[slot, self._slot_digests[slot, _reads_frames(cell.model)]] for slot in cell.model.slots],
             "targets": digest(self.targets),
@@ -251,7 +249,7 @@ class Cells:
         if is_fusion(cell.model.name):
             fusion, training = self._settings(cell.model)
             cls = fusion_class(cell.model.name)
-            facts["code"] = _code_digest("fusion.train", *([cls.__module__] if is_ours(cls) else []))
+            facts["code"] = code_digest("fusion.train", *([cls.__module__] if is_ours(cls) else []))
             if not is_ours(cls):
                 facts["fusion_code"] = code_facts(cls)
             facts["fusion"] = fusion.model_dump(mode="json", exclude={"features", "slots"})
@@ -373,29 +371,3 @@ def _run_missing(
     for done, cell in enumerate(run_cells(cells, missing, workers), start=1):
         report(cell, done)
     return len(missing)
-
-
-@cache
-def _code_digest(*modules: str) -> str:
-    """Of the source of these and of what they import from `fusion`; a fusion more in the list changes nothing."""
-    sources: dict[str, str] = {"fusion.modules": ""}
-    waiting = list(modules)
-    while waiting:
-        name = waiting.pop()
-        file = _source_file(name)
-        if name in sources or file is None:
-            continue
-        sources[name] = file.read_text("utf-8")
-        for node in ast.walk(ast.parse(sources[name])):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "fusion":
-                waiting += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return digest(sorted(sources.items()))
-
-
-def _source_file(module: str) -> Path | None:
-    """`None` for what is no module, such as a class in one."""
-    try:
-        spec = find_spec(module)
-    except ModuleNotFoundError:
-        return None
-    return Path(spec.origin) if spec is not None and spec.origin is not None else None

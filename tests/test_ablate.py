@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import fusion.ablation as ablate_module
+import fusion.digest as digest_module
 from featurize.config import SplitConfig, TargetConfig
 from featurize.errors import ConfigError, SplitError, UnknownName
 from featurize.splits import make_splits
@@ -309,27 +310,27 @@ def test_frames_count_for_the_fusions_that_read_them(store):
 
 def test_an_edited_fusion_has_new_cells_and_the_others_keep_theirs(store, tmp_path, monkeypatch):
     def path(fusion: str) -> Path:
-        ablate_module._code_digest.cache_clear()
+        digest_module.code_digest.cache_clear()
         return cells_of(store, settings()).path(Cell(Model(fusion, ("text",)), 0, 0))
 
     before = path("late"), path("gated")
-    find, module = ablate_module._source_file, FUSIONS["gated"].__module__
+    find, module = digest_module._source_file, FUSIONS["gated"].__module__
     edited = tmp_path / "gated.py"
     edited.write_text(find(module).read_text("utf-8") + "\n# an idea\n", "utf-8")
-    monkeypatch.setattr(ablate_module, "_source_file", lambda name: edited if name == module else find(name))
+    monkeypatch.setattr(digest_module, "_source_file", lambda name: edited if name == module else find(name))
     after = path("late"), path("gated")
-    ablate_module._code_digest.cache_clear()
+    digest_module.code_digest.cache_clear()
     assert after[0] == before[0] != before[1] != after[1]
 
 
 def test_code_that_a_training_imports_is_part_of_it(monkeypatch):
     read = []
     monkeypatch.setattr(
-        ablate_module, "_source_file", lambda name, find=ablate_module._source_file: read.append(name) or find(name)
+        digest_module, "_source_file", lambda name, find=digest_module._source_file: read.append(name) or find(name)
     )
-    ablate_module._code_digest.cache_clear()
-    ablate_module._code_digest("fusion.train", "fusion.modules.late")
-    ablate_module._code_digest.cache_clear()
+    digest_module.code_digest.cache_clear()
+    digest_module.code_digest("fusion.train", "fusion.modules.late")
+    digest_module.code_digest.cache_clear()
     assert {"fusion.train", "fusion.model", "fusion.targets", "fusion.missing", "fusion.modules.base"} <= set(read)
     assert not {name for name in read if name.startswith(("fusion.report", "fusion.ablation"))}
 
