@@ -141,7 +141,8 @@ class Reader:
             return
         for program, *arguments in line:
             if program == "cli":
-                self.output += run_cli(*arguments, *self.fast.get(arguments[0], ()))
+                fewer = ("--folds", "3") if "--folds" in arguments else ()
+                self.output += run_cli(*arguments, *self.fast.get(arguments[0], ()), *fewer)
             elif program == "cd":
                 os.chdir(arguments[0])
             elif program == "python" and arguments[0].endswith(".py"):
