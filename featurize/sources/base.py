@@ -114,9 +114,9 @@ class Source:
         return self.begins(row, "midi") - float(np.nan_to_num(audio_begins))
 
     def fetch(self, row: int, modality: str) -> None:
-        """Where files are in object storage: get this row's, with those of the next rows on their way."""
-        if self._ahead is not None and not self.has_blobs(modality):
-            self._ahead.fetch(row, modality)
+        """Where files are in object storage: get this row's, and unless most are blobs those of the next rows, too."""
+        if self._ahead is not None:
+            self._ahead.fetch(row, modality, alone=self.has_blobs(modality))
 
     def raw(self, row: int, modality: str) -> Raw | None:
         """The raw input; `None` where the segment has no such modality. Raises `UnreadableInput`."""
@@ -125,7 +125,6 @@ class Source:
             "audio": self._audio,
             "midi": self._midi,
         }
-        self.fetch(row, modality)
         raw = readers[modality](row)
         if raw is None and self.flags[modality][row] and modality != "text":
             raise UnreadableInput(f"{FLAGS[modality]} is true, but there is neither a blob nor a file")
@@ -140,6 +139,7 @@ class Source:
         path = self.file(row, "text")
         if path is None:
             return None
+        self.fetch(row, "text")
         content = read_limited(path, MAX_TEXT_BYTES)
         try:
             return RawText(content.decode("utf-8-sig"))
@@ -169,6 +169,7 @@ class Source:
     def _media_file(self, row: int, modality: str) -> Location | None:
         path = self.file(row, modality)
         if path is None or is_file(path):
+            self.fetch(row, modality)  # here, not by a worker: what is read twice is transferred once
             return path
         if self.flags[modality][row] is False:  # the table says there is none, and there is none
             return None

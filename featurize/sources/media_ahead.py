@@ -40,13 +40,15 @@ class MediaAhead:
         """For another process, which fetches for itself."""
         return {"_source": self._source, "_pool": None, "_fetched": OrderedDict(), "_last": -1}
 
-    def fetch(self, row: int, modality: str) -> None:
+    def fetch(self, row: int, modality: str, *, alone: bool) -> None:
         """Return when this row's file is here; where rows come in order, with the next ones' on their way.
+
+        alone: leave those out.
 
         Raises `RemoteError`.
         """
         in_order, self._last = 0 <= row - self._last <= ROWS_AHEAD, row
-        for ahead in range(row, min(row + (ROWS_AHEAD if in_order else 1), len(self._source))):
+        for ahead in range(row, min(row + (ROWS_AHEAD if in_order and not alone else 1), len(self._source))):
             with suppress(UnreadableInput):  # a path that leaves the root is told in its own row
                 path = self._source.file(ahead, modality)
                 if isinstance(path, RemotePath) and path not in self._fetched:
