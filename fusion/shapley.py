@@ -64,7 +64,7 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Finished:
-    """outputs[part][target]: float64 (n, K), for the `val` and `test` rows of the fold. facts: `split`, `seconds`, …"""
+    """`outputs[part][target]`: float64 (n, K), of `val` and `test` rows of the fold. facts: `split`, `seconds`, …"""
 
     outputs: Mapping[str, Sequence[np.ndarray]]
     facts: Mapping[str, Any]

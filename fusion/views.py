@@ -29,7 +29,7 @@ Chances = Mapping[tuple[bool, ...], float]  # which of some slots are shown -> c
 
 @dataclass(frozen=True)
 class View:
-    """outputs[i][target]: float64 (n, K), what is predicted under mask i, which has the chance shares[i]."""
+    """`outputs[i][target]`: float64 (n, K), what is predicted under mask i, which has the chance `shares[i]`."""
 
     rows: np.ndarray
     shares: list[float]

@@ -39,10 +39,11 @@ def main(out: Path) -> None:
         settings["plugins"][-1]["mkdocstrings"]["handlers"]["python"]["paths"] = [str(ROOT)]
         configuration = Path(name, "mkdocs.yml")
         configuration.write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
-        command = [sys.executable, "-m", "mkdocs", "build", "--clean", "--quiet", "--config-file", str(configuration)]
+        command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", str(configuration)]
         told = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}  # mkdocs.yml says it
-        if subprocess.run(command, check=False, env=told).returncode:
-            raise SystemExit(1)
+        done = subprocess.run(command, check=False, env=told, capture_output=True, text=True)
+        if done.returncode:  # not --quiet, which would count no warning
+            raise SystemExit(done.stderr)
     for page in out.rglob("*.html"):
         page.write_text(show_examples(page.read_text("utf-8")), "utf-8")
     click.echo(f"Wrote {out / 'index.html'}")
