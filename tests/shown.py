@@ -48,7 +48,7 @@ FAST = {
     "demo": ("--songs", "6", "--workers", "0"),
     "existing_embeddings.py": ("--segments", "120", "--songs", "12", "--width", "16", "--audio-width", "8"),
 }
-RUN, READ = {"bash", "python", "yaml"}, {"", "csv", "text", "json", "html"}
+RUN, READ = {"bash", "python", "yaml"}, {"", "csv", "text", "json", "html", "toml"}
 NEVER = {"pip", "git", "curl", "wget", "sudo", "docker", "pytest"}
 FOR_A_SHELL = set("<>|&;$*?~`")
 

@@ -30,7 +30,14 @@ from tests.test_ingest import write_split_parquet
 
 BLOCKS = [block for document in DOCUMENTS for block in blocks_of(document)]
 NOT_RUN = [block for block in BLOCKS if block.not_run is not None]
-WITH_BLOCKS = [d for d in DOCUMENTS if any(b.document == d and b.language in RUN and not b.not_run for b in BLOCKS)]
+ELSEWHERE = {  # documents that a test file of their own runs
+    "extend.md": "test_extend.py",
+    "python.md": "test_extend.py",
+    "scale.md": "test_scale.py",
+    "tracking.md": "test_tracking.py",
+}
+TO_RUN = [block.document for block in BLOCKS if block.language in RUN and not block.not_run]
+WITH_BLOCKS = [document for document in dict.fromkeys(TO_RUN) if document.name not in ELSEWHERE]
 LEARNED = {"text": "deberta", "audio": "mel_cnn", "midi": "event"}
 HELP_ELSEWHERE = {"cli demo"}  # test_demo.py runs it, at full size
 
@@ -261,6 +268,11 @@ def test_a_document_works_from_top_to_bottom(document, request, tmp_path, monkey
         reader.read(block)
     if document.name in AFTERWARDS:
         AFTERWARDS[document.name](reader)
+
+
+@pytest.mark.parametrize(("document", "test"), ELSEWHERE.items())
+def test_a_document_that_is_run_elsewhere_is_run_there(document, test):
+    assert document in (ROOT / "tests" / test).read_text("utf-8")
 
 
 # Help

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 import fusion.tracking as tracking
 from fusion.ablation import ablate
@@ -29,6 +30,7 @@ from fusion.report_parts import PLAIN
 from fusion.tracking import TRACKERS, open_trackers
 from fusion.tracking.base import PROJECT, Point, TrackedRun
 from fusion.tracking.log import final_values
+from stores.backends import new_tree
 from stores.memory_store import MemoryTree
 from stores.store import Store
 from tests.test_ablate import write_toy_store
@@ -359,10 +361,13 @@ def tables(name: str) -> list[dict]:
     return pq.read_table(f"ablations/default/{name}.parquet").to_pylist()
 
 
-def test_the_tracker_of_the_document_works(store, project, capsys):
+def test_the_tracker_of_the_document_works(project, capsys):
+    with new_tree(Path("features.zarr")) as tree:
+        write_toy_store(tree, ("text", "audio"))
+    Path("config.yaml").write_text(yaml.safe_dump(CONFIG.model_dump(mode="json")), "utf-8")
     document = (Path(__file__).parents[1] / "docs" / "tracking.md").read_text("utf-8")
     (program,) = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
-    exec(program, {"store": store, "config": CONFIG, "__name__": "document"})
+    exec(program, {"__name__": "document"})
     lines = capsys.readouterr().out.splitlines()
     epochs = pq.read_table("runs/late/history.parquet").num_rows
     assert lines[0] == f"late {CONFIG.training.lr}" and lines[-1] == "finished" and len(lines) == epochs + 3
