@@ -48,9 +48,11 @@ class Ingested:
 
     @property
     def problems(self) -> list[Problem]:
+        """What is wrong with the data, errors first."""
         return self.found.problems
 
     def card(self) -> Card:
+        """What it shows of itself."""
         facts = [(modality, f"{int(there.sum()):,}") for modality, there in self.found.presence.items()]
         problems = [(str(problem.severity), f"{problem.count:,} x {problem.what}") for problem in self.problems]
         title = f"{self.store.tree.location}, {self.written}: {self.store.n_segments:,} segments"
@@ -174,6 +176,7 @@ def _registered(encoder: str | type[Encoder]) -> str:
 
 
 def open_both(store: Store | str | Location, config: Given) -> tuple[Store, FeaturizeConfig]:
+    """A store and a configuration, however they are given."""
     return store if isinstance(store, Store) else open_store(store), given_config(config, FeaturizeConfig)
 
 

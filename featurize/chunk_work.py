@@ -35,7 +35,7 @@ class RawSource(Protocol):
         """The raw input of a row; `None` where it has none. Raises `UnreadableInput`."""
 
 
-class Chunks(Protocol):
+class FeatureChunks(Protocol):
     """The chunks of a feature, as `stores.feature.Feature` has them."""
 
     name: str
@@ -45,19 +45,26 @@ class Chunks(Protocol):
     max_frames: int
 
     @property
-    def has_frames(self) -> bool: ...
+    def has_frames(self) -> bool:
+        """Whether it has frames beside vectors."""
 
-    def read_status(self, rows: range | None = None) -> np.ndarray: ...
+    def read_status(self, rows: range | None = None) -> np.ndarray:
+        """uint8 (n,) of `Status`."""
 
-    def read_input_hashes(self, rows: range | None = None) -> np.ndarray: ...
+    def read_input_hashes(self, rows: range | None = None) -> np.ndarray:
+        """uint8 (n, 16), zeros where there is none."""
 
-    def read_failures(self, rows: range | None = None) -> np.ndarray: ...
+    def read_failures(self, rows: range | None = None) -> np.ndarray:
+        """Text (n,), empty where a row did not fail."""
 
-    def read_vectors(self, rows: range | None = None) -> np.ndarray: ...
+    def read_vectors(self, rows: range | None = None) -> np.ndarray:
+        """float (n, D)."""
 
-    def read_frames(self, rows: range | None = None) -> np.ndarray: ...
+    def read_frames(self, rows: range | None = None) -> np.ndarray:
+        """float (n, T, D)."""
 
-    def read_n_frames(self, rows: range | None = None) -> np.ndarray: ...
+    def read_n_frames(self, rows: range | None = None) -> np.ndarray:
+        """uint16 (n,)."""
 
     def write_chunk(
         self,
@@ -69,7 +76,8 @@ class Chunks(Protocol):
         failure: Sequence[str],
         frames: np.ndarray | None = None,
         n_frames: np.ndarray | None = None,
-    ) -> None: ...
+    ) -> None:
+        """Some rows (n,) of a chunk: vectors (n, D), frames (n, T, D), and what became of them. Statuses come last."""
 
 
 @dataclass
@@ -119,7 +127,7 @@ class Memory:
     is still under way, was just written, or was written before this process was killed.
     """
 
-    def __init__(self, feature: Chunks, retry_failed: bool, chunk: range | None = None):
+    def __init__(self, feature: FeatureChunks, retry_failed: bool, chunk: range | None = None):
         self.lock = RLock()  # while a chunk is written nobody looks anything up
         self._feature = feature
         self._under_way: dict[bytes, int] = {}
@@ -186,7 +194,7 @@ class Memory:
 class ChunkWork:
     """The rows of one chunk on their way: what each is found to be, and what is written in the end."""
 
-    def __init__(self, feature: Chunks, chunk: range, memory: Memory | None, retry_failed: bool):
+    def __init__(self, feature: FeatureChunks, chunk: range, memory: Memory | None, retry_failed: bool):
         self.chunk = chunk
         self._feature = feature
         self._memory = memory = memory or Memory(feature, retry_failed, chunk)

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from featurize.beside import Behind, ahead, side_by_side
-from featurize.chunk_work import Chunks, ChunkWork, Extraction, Memory, RawSource
+from featurize.chunk_work import ChunkWork, Extraction, FeatureChunks, Memory, RawSource
 from featurize.encode import Lanes, Launched, Sender, Sent, batches, casts_kept, device_of, launch
 from featurize.encoders.base import Encoder, Item
 from featurize.limits import DEFAULT_LIMITS, Limits
@@ -98,7 +98,7 @@ def extract(
 
 
 def extract_chunks(
-    feature: Chunks,
+    feature: FeatureChunks,
     encoder: Encoder,
     source: RawSource,
     chunks: Iterable[range],

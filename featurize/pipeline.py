@@ -45,6 +45,7 @@ class Featurized:
     audit: Audit | None
 
     def card(self) -> Card:
+        """What it shows of itself."""
         e = self.extraction
         facts = [
             ("segments", f"{e.present:,} present, {e.absent:,} absent, {e.failed:,} failed of {e.rows:,}"),

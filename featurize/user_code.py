@@ -78,6 +78,7 @@ class UserClasses:
         return spec_of(found)
 
     def checked(self, found: Any, name: str) -> type:
+        """The class, if it is of the right kind. Raises `ConfigError`."""
         base = self._base()
         if not isinstance(found, type) or not issubclass(found, base):
             is_a = f"a class of {found.__mro__[1].__name__}" if isinstance(found, type) else f"a {type(found).__name__}"
@@ -127,10 +128,12 @@ def allowed_code() -> list[str]:
 
 
 def is_ours(cls: type) -> bool:
+    """Whether the class comes with this package."""
     return cls.__module__.startswith(OURS)
 
 
 def spec_of(cls: type) -> str:
+    """`module:Class`."""
     return f"{cls.__module__}:{cls.__qualname__}"
 
 

@@ -16,4 +16,5 @@ USER_FUSIONS = UserClasses("fusion", "triad_fusion.fusions", _base)
 
 
 def known_fusions() -> list[str]:
+    """Names of fusions: those that come with this package, then those of installed packages and of named code."""
     return [*FUSION_NAMES, *(name for name in USER_FUSIONS.installed() if name not in FUSION_NAMES)]

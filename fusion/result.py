@@ -27,6 +27,7 @@ class Result:
         return self.folder / "report.html"
 
     def card(self) -> Card:
+        """What it shows of itself."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -48,6 +49,7 @@ class Run(Result):
         return pq.read_table(self.folder / "predictions.parquet")
 
     def card(self) -> Card:
+        """The headline beside the baselines, and where the report is."""
         metrics = self.metrics
         slots = ", ".join(f"{slot}/{encoder}" for slot, encoder in metrics["slots"].items())
         split = metrics["split"]
@@ -78,6 +80,7 @@ class Ablation(Result):
     n_run: int
 
     def card(self) -> Card:
+        """The best models, and where the report is."""
         metrics = self.metrics
         facts = [
             ("fusions", ", ".join(metrics["fusions"])),

@@ -24,6 +24,7 @@ class Card:
     rows: Sequence[Sequence[str]] = ()
 
     def text(self) -> str:
+        """For a terminal: a title, and a line a fact."""
         width = max((len(_line(name)) for name, _ in self.facts), default=0)
         lines = [_line(self.title), *(f"  {_line(name):<{width}}  {_line(value)}" for name, value in self.facts)]
         if self.rows:
@@ -36,6 +37,7 @@ class Card:
         return "\n".join(lines)
 
     def html(self) -> str:
+        """For a notebook: a table, in which everything is escaped."""
         parts = [f"<div><strong>{_html(self.title)}</strong>"]
         left = "style='text-align:left'"
         if self.facts:

@@ -18,6 +18,7 @@ HEADER = ("feature", *(status.name.lower() for status in COUNTED), "width", "typ
 
 
 def store_card(store: Store) -> Card:
+    """Rows, labels, splits, and a row for each feature."""
     facts = [
         ("segments", f"{store.n_segments:,}"),
         ("groups", _told(lambda: f"{len(np.unique(store.groups)):,}")),
@@ -32,6 +33,7 @@ def store_card(store: Store) -> Card:
 
 
 def feature_card(feature: Feature) -> Card:
+    """Rows by status, width, and whose vectors they are."""
     facts = [
         ("vectors", f"{feature.dtype} ({feature.n_segments:,}, {feature.width:,})"),
         ("segments", _told(lambda: ", ".join(f"{count} {kind}" for kind, count in _counts(feature).items()))),

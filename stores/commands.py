@@ -20,6 +20,7 @@ class LocationType(click.ParamType):
     name = "path"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Location:
+        """As `click` calls it. A URL that cannot be is a mistake of the user."""
         return location(value)
 
 

@@ -170,6 +170,7 @@ class Feature:
     # The same of consecutive rows
 
     def read_status(self, rows: range | None = None) -> np.ndarray:
+        """uint8 (n,) of `Status`, of consecutive rows, or of all (N,)."""
         return self._read("status", rows)
 
     def read_input_hashes(self, rows: range | None = None) -> np.ndarray:
@@ -177,6 +178,7 @@ class Feature:
         return self._read("input_hash", rows)
 
     def read_failures(self, rows: range | None = None) -> np.ndarray:
+        """Text (n,): why each of these rows failed; empty where it did not."""
         return self._read("failure", rows)
 
     def read_vectors(self, rows: range | None = None, status: np.ndarray | None = None) -> np.ndarray:
@@ -184,10 +186,12 @@ class Feature:
         return self._read_stored("vectors", rows, status)
 
     def read_frames(self, rows: range | None = None, status: np.ndarray | None = None) -> np.ndarray:
+        """float16 or float32 (n, T, D). Raises `StoreError` where the feature has none."""
         self._check_frames()
         return self._read_stored("frames", rows, status)
 
     def read_n_frames(self, rows: range | None = None, status: np.ndarray | None = None) -> np.ndarray:
+        """uint16 (n,): how many of the T are real. Raises `StoreError` where the feature has no frames."""
         self._check_frames()
         return self._read_stored("n_frames", rows, status)
 

@@ -67,6 +67,7 @@ class Copies:
             return None
 
     def keep(self, path: Path, content: bytes | memoryview) -> None:
+        """A copy at `path`, whole or not at all; the oldest go where there is no room."""
         with disk_told(self.folder):
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as partial:
@@ -83,6 +84,7 @@ class Copies:
                 self._total = self._make_room(spared=path)
 
     def forget(self, path: Path) -> None:
+        """Remove a copy; nothing happens where there is none."""
         path.unlink(missing_ok=True)
 
     def _size(self) -> int:

@@ -51,6 +51,7 @@ class ObjectClaim:
                 return None
 
     def beat(self) -> None:
+        """Write it anew, over the version that was written last; else it `is_lost`."""
         assert self._mine is not None
         content = json.dumps({**_holder(memoryview(self._content)), "beat": time.time()}, ensure_ascii=False).encode()
         mine = self._objects.put_over(self._path.key, content, self._mine)
@@ -63,6 +64,7 @@ class ObjectClaim:
         self._mine = mine
 
     def give_back(self) -> None:
+        """Remove it, unless another has taken it over."""
         if not self.is_lost:
             self._objects.delete([self._path.key])
 

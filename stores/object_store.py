@@ -38,6 +38,8 @@ TRIES = 20  # of a change of attributes that others change, too
 
 
 class ObjectTree(ArrayTree):
+    """A store in object storage, opened. See `stores.object_appear` for how one is made."""
+
     parallel_reads = 16
 
     def __init__(self, path: RemotePath):

@@ -51,6 +51,8 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Facts:
+    """What the storage says of an object: its key, version (etag), bytes, and when it was written."""
+
     key: str
     size: int
     etag: str
@@ -60,6 +62,8 @@ class Facts:
 
 @dataclass(frozen=True)
 class Object:
+    """An object as it was read: its facts and its bytes."""
+
     content: memoryview
     facts: Facts
 
@@ -84,6 +88,8 @@ class Objects:
         self._pool = ThreadPoolExecutor(PARALLEL, "object storage")
 
     def get(self, key: str) -> Object | None:
+        """The object; `None` where there is none. Raises `RemoteError`."""
+
         def request() -> Object:
             found = self._obstore.get(self._store, key)
             content = memoryview(cast(Any, found.bytes())).cast("B")  # the transfer, which may break off, too
@@ -97,9 +103,11 @@ class Objects:
         return None if found is None else memoryview(cast(Any, found)).cast("B")
 
     def head(self, key: str) -> Facts | None:
+        """What is known of the object; `None` where there is none. Raises `RemoteError`."""
         return self._ask(key, lambda: _facts(self._obstore.head(self._store, key)))
 
     def put(self, key: str, content: bytes | memoryview) -> None:
+        """Write the object, over whatever is there. Raises `RemoteError`."""
         self._ask(key, lambda: self._obstore.put(self._store, key, content, use_multipart=False))
 
     def put_new(self, key: str, content: bytes) -> Facts | None:
@@ -118,6 +126,7 @@ class Objects:
             self._ask(some[0], lambda some=some: self._obstore.delete(self._store, some))  # type: ignore[misc]
 
     def copy(self, key: str, to: str) -> None:
+        """Copy an object within the storage. Raises `RemoteError`."""
         self._ask(key, lambda: self._obstore.copy(self._store, key, to))
 
     def open(self, facts: Facts) -> BinaryIO:
@@ -137,6 +146,7 @@ class Objects:
         )
 
     def has_any(self, prefix: str) -> bool:
+        """Whether a listing shows anything below `prefix`."""
         folders, objects = self.below(prefix)
         return bool(folders or objects)
 

@@ -63,57 +63,71 @@ class RemotePath:
 
     @property
     def name(self) -> str:
+        """The last part of the key."""
         return posixpath.basename(self.key)
 
     @property
     def suffix(self) -> str:
+        """From the last dot of the name on."""
         return posixpath.splitext(self.name)[1]
 
     @property
     def stem(self) -> str:
+        """The name without its suffix."""
         return posixpath.splitext(self.name)[0]
 
     @property
     def parent(self) -> RemotePath:
+        """What the key is below."""
         return replace(self, key=posixpath.dirname(self.key))
 
     @property
     def objects(self) -> Objects:
+        """The storage of its bucket."""
         from stores.objects import objects_of
 
         return objects_of(self.bucket)
 
     def with_name(self, name: str) -> RemotePath:
+        """Beside it, under another name."""
         return self.parent / name
 
     def as_posix(self) -> str:
+        """The URL."""
         return str(self)
 
     def resolve(self) -> RemotePath:
+        """Itself: there are no links."""
         return self
 
     def is_relative_to(self, other: RemotePath) -> bool:
+        """Whether it lies below `other`, in the same bucket."""
         return self.bucket == other.bucket and (not other.key or f"{self.key}/".startswith(f"{other.key}/"))
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
         """There are none to make."""
 
     def exists(self) -> bool:
+        """Whether it is an object, or anything is below it."""
         return self.is_file() or self.is_dir()
 
     def is_file(self) -> bool:
+        """Whether it is an object."""
         return self._facts() is not None
 
     def is_dir(self) -> bool:
+        """Whether a listing shows anything below it."""
         return self.objects.has_any(self.key)
 
     def stat(self) -> RemoteStatus:
+        """Size and version. Raises `FileNotFoundError`."""
         facts = self._facts()
         if facts is None:
             raise self._missing()
         return RemoteStatus(facts.size, facts.etag)
 
     def read_bytes(self) -> bytes:
+        """All of it. Raises `FileNotFoundError`."""
         found = self.objects.get(self.key)
         if found is None:
             raise self._missing()
@@ -143,6 +157,7 @@ class RemotePath:
         return (self / name for name in names if fnmatch.fnmatchcase(name, pattern))
 
     def iterdir(self) -> Iterator[RemotePath]:
+        """What a listing shows directly below it."""
         folders, files = self.objects.below(self.key)
         return (self / posixpath.basename(key) for key in [*folders, *(facts.key for facts in files)])
 
@@ -181,6 +196,7 @@ def local_file(path: Location) -> Path:
 
 
 def is_remote(text: str) -> bool:
+    """Whether it is a URL of object storage rather than a path."""
     return text.partition("://")[0] in SCHEMES and "://" in text
 
 

@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Shard:
+    """One of `of` shares, counted from 1."""
+
     number: int  # from 1
     of: int
 

@@ -13,6 +13,7 @@ from stores.remote import Location, RemotePath, is_remote, location
 
 
 def stated_path(data: Location, store: Location) -> str:
+    """What a store says of where its raw data are: beside it, relative to it; else absolute, or a URL."""
     if isinstance(data, RemotePath):
         return str(data)
     return Path(os.path.relpath(data.resolve(), folder_of(store))).as_posix()

@@ -284,7 +284,7 @@ class Store:
         state: Mapping[str, np.ndarray] | None = None,
         frames: int = 0,
     ) -> Feature:
-        """As `open_feature`, for one of several shards: nothing is removed that may be another's.
+        """As `open_feature` of (N, D), for one of several shards: nothing is removed that may be another's.
 
         alone: no other shard is doing the same (`stores.claim.one_by_one`).
         """
@@ -325,6 +325,7 @@ class Store:
 
 
 def feature_path(name: str) -> str:
+    """Where `slot/encoder` stands in the tree. Raises `StoreError` for another name."""
     slot, _, encoder = name.partition("/")
     if not slot or not encoder or "/" in encoder:
         raise StoreError(f"A feature is named slot/encoder, e.g. audio/mel_stats, not {name!r}.")
@@ -341,7 +342,7 @@ def make_feature(
     state: Mapping[str, np.ndarray],
     frames: int,
 ) -> None:
-    """The arrays of a new feature, and then what describes it: without that it does not exist."""
+    """The arrays of a new feature (N, D), and then what describes it: without that it does not exist."""
     check_complete(record)
     path, width = feature_path(name), int(record["width"])
     tree.create(f"{path}/vectors", (n_segments, width), dtype, chunk_rows)

@@ -38,14 +38,17 @@ class StoredArray(NDArrayOperatorsMixin):
 
     @property
     def ndim(self) -> int:
+        """Number of axes."""
         return len(self.shape)
 
     @property
     def size(self) -> int:
+        """Number of numbers."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
+        """Bytes that all of it takes in memory."""
         return self.size * self.dtype.itemsize
 
     def __len__(self) -> int:

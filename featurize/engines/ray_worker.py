@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from featurize.chunk_work import Extraction, RawSource
+from featurize.chunk_work import Extraction, FeatureChunks, RawSource
 from featurize.encode import set_up
 from featurize.encoders.base import Encoder
 from featurize.errors import ConfigError
@@ -74,6 +74,8 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Reached:
+    """How many rows of a chunk are done."""
+
     chunk: range
     n_done: int
 
@@ -88,6 +90,8 @@ class Written:
 
 @dataclass(frozen=True)
 class Finished:
+    """A chunk whose rows have all been sent, and what was done."""
+
     chunk: range
     part: Extraction
 
@@ -103,8 +107,8 @@ class Ended:
 Message = Wanted | Reached | Written | Finished | Ended
 
 
-class FarChunks:
-    """`featurize.chunk_work.Chunks` of which only some are here, and whose writes are sent away."""
+class FarChunks(FeatureChunks):
+    """`featurize.chunk_work.FeatureChunks` of which only some are here, and whose writes are sent away."""
 
     def __init__(self, shape: Shape, outbox: Queue[Message]):
         self.name, self.n_segments, self.width = shape.name, shape.n_segments, shape.width
@@ -132,6 +136,7 @@ class FarChunks:
         self._here[chunk.start // self.chunk_rows] = (chunk, new)
 
     def drop(self, chunk: range) -> None:
+        """Forget a chunk that is finished."""
         del self._here[chunk.start // self.chunk_rows]
 
     def read_status(self, rows: range | None = None) -> np.ndarray:
@@ -194,6 +199,7 @@ class Worker:
         return found
 
     def take(self, chunk: range | None, stored: Stored | None = None) -> None:
+        """Add a chunk, with what the store holds of it, to those to be done; `None`: no more come."""
         self._given.put(None if chunk is None else (chunk, stored))
 
     def _work(self, job: Job) -> None:

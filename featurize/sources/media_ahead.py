@@ -26,10 +26,13 @@ class NamesFiles(Protocol):
 
     def __len__(self) -> int: ...
 
-    def file(self, row: int, modality: str) -> Location | None: ...
+    def file(self, row: int, modality: str) -> Location | None:
+        """Where a row has its file of this modality; `None` where it has none."""
 
 
 class MediaAhead:
+    """Fetches the files of the next rows before they are asked for."""
+
     def __init__(self, source: NamesFiles):
         self._source = source
         self._pool: ThreadPoolExecutor | None = None
