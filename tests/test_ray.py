@@ -104,8 +104,7 @@ def test_a_row_that_always_kills_costs_its_chunk_and_no_other(ray, tmp_path, mon
 def test_a_killed_driver_loses_nothing_and_leaves_nobody(ray, tmp_path, one_process):
     path = empty_store(tmp_path / "features.zarr")
     address = ray.get_runtime_context().gcs_address
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_ray"])
+    context = multiprocessing.get_context("spawn")  # Ray hangs in children of a process that has threads
     slow = (path, 2, ToyEncoder(delay_seconds=0.05), CONTENTS, address)
     driver = context.Process(target=featurize_far, args=slow, daemon=True)
     driver.start()
