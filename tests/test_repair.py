@@ -75,7 +75,9 @@ def test_each_chunk_in_turn_is_named_refused_and_repaired_to_the_same_bytes(tmp_
         (damage,) = verify(open_store(path))
         assert (damage.where, damage.array, damage.chunk) == ("audio/toy", array, number)
         assert (damage.start, damage.stop) == (12 * number, min(12 * number + 12, N_ROWS))
-        assert remedies(open_store(path), [damage])[0].startswith("cli featurize --encoder toy --repair")
+        assert remedies(open_store(path), [damage])[0].startswith(
+            "cli featurize --encoder tests.toys:ToyEncoder --repair"
+        )
         assert featurize_in_place(path, repair=True) == [range(damage.start, damage.stop)]
         assert every_file(path) == whole, file
     assert featurize_in_place(path, repair=True) == []

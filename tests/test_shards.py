@@ -139,7 +139,7 @@ def test_into_one_file_too(processes, tmp_path):
     featurize_in_place(paths[0])
     run_at_once(processes, paths[1], 3)
     one, many = (open_store(path)["audio/toy"] for path in paths)
-    for name in ("vectors", "status", "input_hashes", "failures"):
+    for name in ("read_vectors", "read_status", "read_input_hashes", "read_failures"):
         np.testing.assert_array_equal(getattr(one, name)(), getattr(many, name)())
 
 
