@@ -64,7 +64,7 @@ N_SEGMENTS = 96
 WIDTH = 6
 SLOTS = ("text", "audio", "midi")
 N_FOLDS = 3
-KILLS = 4
+KILLS = 3
 
 
 def write_toy_store(tree: ArrayTree, slots: tuple[str, ...] = SLOTS) -> Store:

@@ -57,9 +57,10 @@ def test_the_data_misses_what_it_should(demo):
     assert abs(metrics["targets"]["mood"]["baselines"]["mask only"]["test"]["value"] - prior) < 0.12
 
 
-def test_again_it_goes_on_and_the_folder_is_a_project(tmp_path):
-    assert " 0 encoded now" not in _cli(tmp_path, "demo", "--songs", "9")
-    assert _cli(tmp_path, "demo", "--songs", "9").count(" 0 encoded now, 0 copied") == 3
-    folder = tmp_path / "demo"
-    assert "0 encoded" in _cli(folder, "featurize", "--encoder", "mel_stats")
-    assert "runs/gated/report.html" in _cli(folder, "fit", "--fusion", "gated", "--seeds", "1", "--no-baselines")
+def test_again_it_goes_on_and_the_folder_is_a_project(project, run_cli, monkeypatch):
+    assert " 0 encoded now" not in run_cli("demo", "--songs", "6", "--workers", "0").output
+    assert run_cli("demo", "--songs", "6", "--workers", "0").output.count(" 0 encoded now, 0 copied") == 3
+    monkeypatch.chdir("demo")
+    assert "0 encoded" in run_cli("featurize", "--encoder", "mel_stats", "--workers", "0").output
+    fitted = run_cli("fit", "--fusion", "gated", "--seeds", "1", "--no-baselines").output
+    assert "runs/gated/report.html" in fitted

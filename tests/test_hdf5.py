@@ -26,7 +26,7 @@ from stores.verify import remedies, verify
 from tests.stores_contract import RECORD, make_store, write
 from tests.toys import ToyEncoder, ToySource, toy_contents, toy_feature
 
-KILLS = 4
+KILLS = 3
 FLIPS = 80
 
 

@@ -43,9 +43,10 @@ def test_from_real_clips_to_two_results(project, data, run_cli):
     changed = np.flatnonzero((store["text/lsa"].vectors[:] != before).any(axis=1))
     assert store.ids[changed].tolist() == ["445"]
 
+    output = run_cli("fit", "--fusion", "gated", "--seeds", "1", *QUICK).output
+    for name in ("text alone", "audio alone", "midi alone", "majority", "logistic regression", "mask only"):
+        assert re.search(rf"^  {name} +\d\.\d", output, re.MULTILINE), output
+    run_cli("fit", "--fusion", "late", "--seeds", "1", "--no-baselines", *QUICK)
     for fusion in ("gated", "late"):
-        output = run_cli("fit", "--fusion", fusion, "--seeds", "1", *QUICK).output
-        for name in ("text alone", "audio alone", "midi alone", "majority", "logistic regression", "mask only"):
-            assert re.search(rf"^  {name} +\d\.\d", output, re.MULTILINE), output
         metrics = json.loads((project / "runs" / fusion / "metrics.json").read_text())
         assert metrics["targets"]["mood"]["splits"]["test"]["n"] == 18
