@@ -203,4 +203,4 @@ def parse(words: Iterable[str]) -> None:
     command.make_context(program, words)
 
 
-OTHER_PROGRAMS = {"pip", "pytest", "git", "cd", "python3.11", ".", "ruff", "mypy", "export"}
+OTHER_PROGRAMS = {"pip", "tensorboard", "pytest", "git", "cd", "python3.11", ".", "ruff", "mypy", "export"}

@@ -104,6 +104,7 @@ def rename_columns(folder: Path) -> None:
 def only_mood(folder: Path) -> None:
     table = pyarrow.csv.read_csv(folder / "my-songs/segments.csv")
     pyarrow.csv.write_csv(table.drop_columns("energy"), folder / "my-songs/segments.csv")
+    (folder / "config.yaml").write_text("training: {epochs: 2, bootstrap: 100}\n", "utf-8")  # for what Python does
 
 
 def choose(folder: Path, encoders: dict[str, str]) -> None:
