@@ -19,11 +19,13 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -97,6 +99,19 @@ class RayEngine:
 
 
 @contextmanager
+def _imports_as_here() -> Iterator[None]:
+    """Processes that are started meanwhile find the modules that this one finds, such as a user's own encoder."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path or str(Path.cwd()) for path in sys.path))
+    try:
+        yield
+    finally:
+        del os.environ["PYTHONPATH"]
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+
+
+@contextmanager
 def cluster(address: str | None) -> Iterator[Any]:
     """Ray, connected: to what this process is connected to already, else to `address`, else to a new local one."""
     address = address or os.environ.get("RAY_ADDRESS")  # which a submitted job finds set
@@ -112,7 +127,8 @@ def cluster(address: str | None) -> Iterator[Any]:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address is None:  # not one that happens to run here: it may be somebody else's
-            ray.init("local", include_dashboard=False, **quiet)
+            with _imports_as_here():
+                ray.init("local", include_dashboard=False, **quiet)
         else:
             ray.init(address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
