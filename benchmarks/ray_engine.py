@@ -30,7 +30,7 @@ Events = list[tuple[float, int]]  # when, and how many rows were done by then
 
 def make_store(folder: Path, n: int) -> Path:
     import numpy as np
-    from featurize.ingest import check, write_store
+    from featurize.ingestion import check, write_store
 
     from benchmarks.encoders import demo_raws
     from featurize.config import DataConfig
