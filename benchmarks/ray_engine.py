@@ -30,10 +30,10 @@ Events = list[tuple[float, int]]  # when, and how many rows were done by then
 
 def make_store(folder: Path, n: int) -> Path:
     import numpy as np
-    from featurize.ingestion import check, write_store
 
     from benchmarks.encoders import demo_raws
     from featurize.config import DataConfig
+    from featurize.ingestion import check, write_store
 
     words = sorted({word for raw in demo_raws("text") for word in raw.text.split()})
     rng = np.random.default_rng(0)
