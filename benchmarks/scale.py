@@ -181,26 +181,14 @@ def count_flops() -> dict[str, dict[str, float]]:
     from transformers import (
         ClapAudioConfig,
         ClapAudioModel,
-        DebertaV2Config,
         DebertaV2Model,
         Wav2Vec2Config,
         Wav2Vec2Model,
     )
 
-    deberta = DebertaV2Config(  # microsoft/deberta-v3-base
-        vocab_size=128_100,
-        hidden_size=768,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        intermediate_size=3072,
-        relative_attention=True,
-        position_buckets=256,
-        norm_rel_ebd="layer_norm",
-        share_att_key=True,
-        pos_att_type=["p2c", "c2p"],
-        type_vocab_size=0,
-        position_biased_input=False,
-    )
+    from benchmarks.encoders import deberta_config
+
+    deberta = deberta_config(128_100)
     htsat = ClapAudioConfig(  # laion/larger_clap_music
         patch_embeds_hidden_size=128, depths=[2, 2, 12, 2], num_attention_heads=[4, 8, 16, 32], hidden_size=1024
     )

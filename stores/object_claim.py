@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from stores.objects import Facts
+from stores.objects import Facts, Object
 from stores.remote import RemotePath
 
 
@@ -44,7 +44,7 @@ class ObjectClaim:
             if holder.get("mark") == self._mark:  # made by a try whose answer was lost
                 self._mine = found.facts
                 return None
-            if time.time() - found.facts.modified < dead_after_seconds and not is_gone(holder):
+            if _may_live(found, dead_after_seconds, is_gone):
                 return holder
             self._mine = self._objects.put_over(self._path.key, self._content, found.facts)
             if self._mine is not None:
@@ -74,11 +74,11 @@ def holder_of(
 ) -> dict[str, Any] | None:
     """What the claim at `path` says; `None` where nobody holds it."""
     found = path.objects.get(path.key)
-    if found is None:
-        return None
-    holder = _holder(found.content)
-    may_live = time.time() - found.facts.modified < dead_after_seconds and not is_gone(holder)
-    return holder if may_live else None
+    return _holder(found.content) if found is not None and _may_live(found, dead_after_seconds, is_gone) else None
+
+
+def _may_live(claim: Object, dead_after_seconds: float, is_gone: Callable[[dict[str, Any]], bool]) -> bool:
+    return time.time() - claim.facts.modified < dead_after_seconds and not is_gone(_holder(claim.content))
 
 
 def _holder(content: memoryview) -> dict[str, Any]:
