@@ -116,7 +116,7 @@ def _spread(rows: np.ndarray, most: int) -> np.ndarray:
 
 
 def _audio_lengths(source: Source, presence: dict[str, np.ndarray], workers: int) -> Iterator[tuple[int, float]]:
-    with Preparer(_AudioSeconds(), workers=workers, limits=LIMITS) as preparer:
+    with Preparer(_AudioSeconds(), workers=workers, limits=LIMITS, light=True) as preparer:
         for row, seconds in preparer.run(_sample(source, "audio", presence)):
             if isinstance(seconds, float):
                 yield row, seconds
@@ -140,7 +140,7 @@ def _midi_times(
     source: Source, presence: dict[str, np.ndarray], workers: int
 ) -> Iterator[tuple[int, tuple[float, float | None]]]:
     """Of each file that can be read: when its last note begins, and its SMPTE offset, in seconds."""
-    with Preparer(_MidiTimes(), workers=workers, limits=LIMITS) as preparer:
+    with Preparer(_MidiTimes(), workers=workers, limits=LIMITS, light=True) as preparer:
         for row, found in preparer.run(_sample(source, "midi", presence)):
             if not isinstance(found, Failure):
                 yield row, found
@@ -181,7 +181,7 @@ def _measured(
             if isinstance(audio, RawAudio) and isinstance(midi, RawMidi):
                 yield row, (audio, midi)
 
-    with Preparer(Measure(2.0), workers=workers, limits=LIMITS) as preparer:
+    with Preparer(Measure(2.0), workers=workers, limits=LIMITS, light=True) as preparer:
         for row, found in preparer.run(pairs()):
             if not isinstance(found, Failure):
                 verdict, offset, _, _, reason = found

@@ -45,10 +45,14 @@ class Prepares(Protocol):
 
 
 class Preparer:
-    """Runs `encoder.prepare` over rows; `workers=0` does it in this process."""
+    """Runs `encoder.prepare` over rows; `workers=0` does it in this process.
 
-    def __init__(self, encoder: Prepares, workers: int, limits: Limits = DEFAULT_LIMITS):
+    light: it needs no library that takes seconds to import, such as torch.
+    """
+
+    def __init__(self, encoder: Prepares, workers: int, limits: Limits = DEFAULT_LIMITS, *, light: bool = False):
         self._encoder = encoder
+        self._light = light
         self._workers = workers
         self._limits = limits
         self._pool: ProcessPool | None = None
@@ -95,7 +99,7 @@ class Preparer:
             if self._pool is None:  # not before there is work: starting costs seconds
                 self._pool = ProcessPool(
                     self._workers,
-                    context=_process_context(type(self._encoder).__module__),
+                    context=_process_context(None if self._light else type(self._encoder).__module__),
                     initializer=_adopt_encoder,
                     initargs=(self._encoder, self._limits),
                 )
@@ -150,12 +154,12 @@ def _prepare_in_worker(raw: Any) -> Any:
     return prepare_safely(_encoder, raw)
 
 
-def _process_context(module: str) -> Any:
-    """forkserver where there is one: never a fork of a threaded process.
+def _process_context(module: str | None) -> Any:
+    """Never a fork of a threaded process. With a module: a server that has imported it forks, if there can be one.
 
-    It imports `module`, the encoder's, and with it torch, once; not once a worker.
+    A process has but one such server, which imports what the first to need it asks for; so it is not started for less.
     """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
+    if module is None or "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["featurize.workers", module])

@@ -54,6 +54,10 @@ class ArrayTree(ABC):
         """Whether this chunk was ever written (and is still there). To be overridden where listing all costs more."""
         return number in self.stored_chunks(path)
 
+    def written_at(self, path: str, start: int = 0, stop: int | None = None) -> object:
+        """Is unequal to what it was once a chunk with any of these rows was written; `None` where nobody can tell."""
+        return None
+
     @abstractmethod
     def layout(self, path: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
         """Shape, dtype and rows per chunk of an array."""

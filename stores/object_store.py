@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import zarr
 from zarr.core.buffer import cpu
@@ -29,8 +28,9 @@ from stores.base import ArrayTree, Attributes
 from stores.errors import DamagedStore, DiskError, StoreError
 from stores.object_cache import copies_in, kept_copies
 from stores.objects import Objects
+from stores.plain_array import is_whole, plain_array
 from stores.remote import RemotePath
-from stores.zarr_store import CHECKSUM_BYTES, array_settings, is_plain
+from stores.zarr_store import array_settings
 
 DOCUMENT = "zarr.json"
 KEPT = ("vectors", "frames")  # arrays whose chunks are worth a copy; names begin so
@@ -74,13 +74,14 @@ class ObjectTree(ArrayTree):
         numbers = range(start // rows, -(-stop // rows))
         contents = self._objects.many(lambda number: self._content(path, array, number), numbers)
         try:
-            if not is_plain(array) or any(content is None for content in contents):
+            plain = plain_array(array.metadata.to_dict())
+            if plain is None or any(content is None for content in contents):
                 memory = self._memory(path, array, dict(zip(numbers, contents, strict=True)))
                 return np.asarray(zarr.open_array(memory, path=path, mode="r")[start:stop])
             found = np.empty((len(numbers) * rows, *array.shape[1:]), array.dtype)
             for place, content in enumerate(contents):
                 assert content is not None
-                _decode(content, found[place * rows : (place + 1) * rows])
+                plain.decode(content, found[place * rows : (place + 1) * rows])
             return found[start - numbers.start * rows : stop - numbers.start * rows]
         except Exception as error:  # codecs raise ValueError, struct.error, UnicodeDecodeError… on damaged bytes
             raise DamagedStore(
@@ -184,7 +185,7 @@ class ObjectTree(ArrayTree):
             self._copied[key] = facts.etag
         kept = copies.read(place := copies.path(url, self._copied[key]))
         if kept is not None:
-            if _is_whole(kept):
+            if is_whole(kept):
                 return memoryview(kept)
             copies.forget(place)  # damaged here, or there: what comes anew will tell
         found = self._objects.get(key)
@@ -273,20 +274,6 @@ class ObjectTree(ArrayTree):
     def _chunk_keys(self, path: str, array: zarr.Array[Any]) -> list[str]:
         """Of all chunks that its shape has room for."""
         return [self._chunk_key(path, array, number) for number in range(-(-array.shape[0] // array.chunks[0]))]
-
-
-def _decode(content: memoryview, into: np.ndarray) -> None:
-    """A plain chunk's rows. Raises `ValueError` where length or checksum are not as expected."""
-    if len(content) != into.nbytes + CHECKSUM_BYTES:
-        raise ValueError(f"the chunk has {len(content):,} bytes, not {into.nbytes + CHECKSUM_BYTES:,}")
-    if not _is_whole(content):
-        raise ValueError("stored and computed checksum do not match")
-    into.reshape(-1).view(np.uint8)[:] = np.frombuffer(content[:-CHECKSUM_BYTES], np.uint8)
-
-
-def _is_whole(content: bytes | memoryview) -> bool:
-    rows = np.frombuffer(content, np.uint8)[:-CHECKSUM_BYTES]
-    return bool(google_crc32c.value(rows) == int.from_bytes(content[-CHECKSUM_BYTES:], "little"))
 
 
 def new_group() -> bytes:

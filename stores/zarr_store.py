@@ -10,32 +10,31 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import os
 import re
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import google_crc32c
 import numpy as np
 import zarr
 import zarr.errors
-from zarr.codecs import BytesCodec, Crc32cCodec
+from zarr.codecs import Crc32cCodec
 from zarr.core.sync import sync
 
 from stores.appear import appearing
 from stores.base import ArrayTree, Attributes
 from stores.claim import claims_of
 from stores.errors import DamagedStore, DiskError, StoreError, disk_told
+from stores.plain_array import PlainArray, plain_array
 
-AS_WRITTEN = {(BytesCodec(endian=order), Crc32cCodec()) for order in ("little", None)}  # None: of single bytes
 SHARED_BYTES = 2**22  # from here on a second thread pays
-CHECKSUM_BYTES = 4
 
 
 class ZarrTree(ArrayTree):
@@ -48,9 +47,13 @@ class ZarrTree(ArrayTree):
         self.claims = claims_of(self.path)
         if not (self.path / "zarr.json").is_file():
             raise StoreError(f"There is no store at {self.path}. `cli ingest DATA` makes one.")
+        self._open: dict[str, zarr.Array[Any]] = {}  # and what is known without opening them:
+        self._plain: dict[str, PlainArray] = {}
+
+    @cached_property
+    def _root(self) -> zarr.Group:
         with self._told(""):
-            self._root = zarr.open_group(self.path, mode="r+", zarr_format=3)
-        self._open: dict[str, zarr.Array[Any]] = {}
+            return zarr.open_group(self.path, mode="r+", zarr_format=3)
 
     def create(self, path: str, shape: tuple[int, ...], dtype: np.dtype[Any], chunk_rows: int) -> None:
         self.delete(path)
@@ -58,12 +61,12 @@ class ZarrTree(ArrayTree):
             self._open[path] = self._root.create_array(path, **array_settings(shape, dtype, chunk_rows))
 
     def read(self, path: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        array = self._array(path)
-        stop = array.shape[0] if stop is None else min(stop, array.shape[0])
-        if (chunks := self._whole_chunks(array, path, start, stop)) is not None:
+        n_rows = self.layout(path)[0][0]
+        stop = n_rows if stop is None else min(stop, n_rows)
+        if (chunks := self._whole_chunks(path, start, stop)) is not None:
             return chunks
         try:
-            return np.asarray(array[start:stop])
+            return np.asarray(self._array(path)[start:stop])
         except Exception as error:  # codecs raise ValueError, struct.error, UnicodeDecodeError… on damaged bytes
             raise DamagedStore(
                 f"{self.location}: {path}, rows {start} to {stop - 1} cannot be read ({error}). "
@@ -76,17 +79,31 @@ class ZarrTree(ArrayTree):
             array[start : start + len(values)] = values
 
     def stored_chunks(self, path: str) -> set[int]:
-        shape = self._array(path).shape
-        tail = "/0" * (len(shape) - 1)  # the other axes are never cut
-        found = (self.path / path / "c").glob("*" + tail)
-        numbers = (file.relative_to(self.path / path / "c").parts[0] for file in found if file.is_file())
-        return {int(number) for number in numbers if number.isdigit()}  # beside them stand leftovers of killed writers
+        folder = self.path / path / "c"
+        if not folder.is_dir():
+            return set()
+        numbers = (file.name for file in folder.iterdir() if file.name.isdigit())  # beside them: what killed ones left
+        return {int(number) for number in numbers if self.has_chunk(path, int(number))}
 
     def has_chunk(self, path: str, number: int) -> bool:
-        tail = ["0"] * (len(self._array(path).shape) - 1)
-        return (self.path / path / "c" / str(number)).joinpath(*tail).is_file()
+        return Path(self._chunk_file(path, number)).is_file()
+
+    def written_at(self, path: str, start: int = 0, stop: int | None = None) -> object:
+        (n_rows, *_), _, rows = self.layout(path)
+        numbers = range(start // rows, -(-(n_rows if stop is None else min(stop, n_rows)) // rows))
+        found: list[tuple[int, int] | None] = []
+        for number in numbers:
+            try:
+                facts = os.stat(self._chunk_file(path, number))  # noqa: PTH116 (a `Path` costs as much again)
+            except FileNotFoundError:
+                found.append(None)
+            else:
+                found.append((facts.st_ino, facts.st_mtime_ns))  # a write puts another file in its place
+        return found
 
     def layout(self, path: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+        if (plain := self._plain_array(path)) is not None:
+            return plain.shape, plain.dtype, plain.chunk_rows
         array = self._array(path)
         return array.shape, array.dtype, array.chunks[0]
 
@@ -113,8 +130,9 @@ class ZarrTree(ArrayTree):
             node.attrs.put(attributes)  # one atomic replacement of zarr.json
 
     def delete(self, path: str) -> None:
-        for name in [name for name in self._open if name == path or name.startswith(f"{path}/")]:
-            del self._open[name]
+        for known in (self._open, self._plain):
+            for name in [name for name in known if name == path or name.startswith(f"{path}/")]:
+                del known[name]
         # Off with its head first: without zarr.json a half-deleted feature is not mistaken for a whole one.
         (self.path / path / "zarr.json").unlink(missing_ok=True)
         shutil.rmtree(self.path / path, ignore_errors=True)
@@ -162,27 +180,36 @@ class ZarrTree(ArrayTree):
             if number.isdigit() and int(number) in chunks:
                 file.unlink(missing_ok=True)
 
-    def _whole_chunks(self, array: zarr.Array[Any], path: str, start: int, stop: int) -> np.ndarray | None:
-        """Rows that are just some chunks, straight from their files, in a fraction of the time that zarr-python takes.
-
-        `None` where anything is not as this project writes it, or is damaged: then zarr-python reads, or says what is.
-        """
-        rows, *others = array.chunks
-        if start % rows or start >= stop or (stop % rows and stop != array.shape[0]):
+    def _whole_chunks(self, path: str, start: int, stop: int) -> np.ndarray | None:
+        """Rows that are just some chunks, straight from their files; `None` where zarr-python has to read them."""
+        plain = self._plain_array(path)
+        if plain is None or start >= stop:
             return None
-        if not is_plain(array):
+        rows = plain.chunk_rows
+        if start % rows or (stop % rows and stop != plain.shape[0]):
             return None
-        found = np.empty((stop - start, *others), array.dtype)
+        found = np.empty((stop - start, *plain.shape[1:]), plain.dtype)
 
         def read(first: int) -> bool:
-            file = self.path / path / "c" / str(first // rows) / "/".join("0" for _ in others)
-            return _read_chunk(file, found[first - start : first - start + rows], rows)
+            into = found[first - start : first - start + rows]
+            return plain.read_chunk(self._chunk_file(path, first // rows), into)
 
         firsts = range(start, stop, rows)
         if found.nbytes < SHARED_BYTES:
             return found if all(map(read, firsts)) else None
         with ThreadPoolExecutor(2) as readers:  # one reads while the other checks
             return found if all(readers.map(read, firsts)) else None
+
+    def _chunk_file(self, path: str, number: int) -> str:
+        return f"{self.path}/{path}/c/{number}" + "/0" * (len(self.layout(path)[0]) - 1)  # the other axes are never cut
+
+    def _plain_array(self, path: str) -> PlainArray | None:
+        """What is known of an array without zarr-python; `None` where that has to be asked."""
+        if path not in self._plain:
+            with suppress(OSError, ValueError):
+                if (found := plain_array(json.loads((self.path / path / "zarr.json").read_bytes()))) is not None:
+                    self._plain[path] = found
+        return self._plain.get(path)
 
     @contextmanager
     def _writing(self, path: str) -> Iterator[None]:
@@ -227,31 +254,6 @@ def array_settings(shape: tuple[int, ...], dtype: np.dtype[Any], chunk_rows: int
         "fill_value": "" if dtype.kind == "T" else 0,
         "config": {"write_empty_chunks": True},
     }
-
-
-def is_plain(array: zarr.Array[Any]) -> bool:
-    """Whether a chunk is just rows in this machine's byte order, and a checksum."""
-    if array.dtype.kind == "T" or tuple(array.metadata.codecs) not in AS_WRITTEN:  # type: ignore[union-attr]
-        return False
-    return tuple(array.chunks[1:]) == array.shape[1:] and sys.byteorder == "little"
-
-
-def _read_chunk(file: Path, into: np.ndarray, chunk_rows: int) -> bool:
-    """Read the first rows of a chunk; false where its length or checksum is not as expected. into: (n <= rows, …)."""
-    whole = into if len(into) == chunk_rows else np.empty((chunk_rows, *into.shape[1:]), into.dtype)
-    content = whole.reshape(-1).view(np.uint8)
-    try:
-        with file.open("rb", buffering=0) as opened:
-            if opened.readinto(content.data) != len(content):
-                return False
-            checksum = opened.read()
-    except OSError:
-        return False
-    if len(checksum) != CHECKSUM_BYTES or google_crc32c.value(content) != int.from_bytes(checksum, "little"):
-        return False
-    if whole is not into:
-        into[:] = whole[: len(into)]
-    return True
 
 
 def _node_type(folder: Path) -> str | None:

@@ -135,21 +135,29 @@ def expected(seed: int) -> dict[int, np.ndarray]:
     return {int(row): feature.vectors[row] for row in np.flatnonzero(feature.present)}
 
 
-def test_a_row_that_changes_while_it_is_read_is_pending(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [(1, [Status.PRESENT, Status.FAILED, Status.PRESENT]), (2, [Status.PRESENT, Status.PENDING, Status.PENDING])],
+)
+def test_rows_that_change_while_they_are_read_are_read_again_and_then_pending(tmp_path, monkeypatch, times, expected):
     """At the worst moment: after the statuses were read, and before the vectors are."""
     with new_tree(tmp_path / "features.zarr") as tree:
         feature = make_store(tree).create_feature("audio/toy", RECORD)
         write(feature, feature.chunks()[0], [0, 1, 2], 1.0)
     reader, writer = (open_store(tmp_path / "features.zarr")["audio/toy"] for _ in range(2))
-    original = reader.read_vectors
+    original, changes = reader.read_vectors, iter(range(1, times + 1))
 
-    def late(rows=None):
-        write(writer, writer.chunks()[0], [1], np.nan, Status.FAILED, reason="gone")  # its vector is zeros from now on
-        write(writer, writer.chunks()[0], [2], 2.0, hash_byte=9)
-        return original(rows)
+    def late(rows=None, status=None):
+        if (change := next(changes, None)) is not None:
+            outcome = (np.nan, Status.FAILED) if change % 2 else (7.0, Status.PRESENT)
+            write(writer, writer.chunks()[0], [1], *outcome, reason="gone" if change % 2 else "")
+            write(writer, writer.chunks()[0], [2], 1.0 + change, hash_byte=9 + change)
+        return original(rows, status)
 
     monkeypatch.setattr(reader, "read_vectors", late)
-    assert reader.whole_rows().status.tolist()[:4] == [1, 0, 0, 0]
+    whole = reader.whole_rows()
+    assert whole.status.tolist()[:3] == expected
+    assert whole.vectors[whole.status == Status.PRESENT][:, 0].tolist() == [1.0, 2.0][: expected.count(Status.PRESENT)]
 
 
 CLAIM = {"host": "elsewhere", "pid": 1, "command": "cli featurize --encoder clap", "since": "2025-01-01T00:00:00+00:00"}
