@@ -15,7 +15,6 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +33,6 @@ from stores.claim import claims_of
 from stores.errors import DamagedStore, DiskError, StoreError, disk_told
 from stores.plain_array import PlainArray, plain_array
 
-SHARED_BYTES = 2**22  # from here on a second thread pays
 
 
 class ZarrTree(ArrayTree):
@@ -194,11 +192,7 @@ class ZarrTree(ArrayTree):
             into = found[first - start : first - start + rows]
             return plain.read_chunk(self._chunk_file(path, first // rows), into)
 
-        firsts = range(start, stop, rows)
-        if found.nbytes < SHARED_BYTES:
-            return found if all(map(read, firsts)) else None
-        with ThreadPoolExecutor(2) as readers:  # one reads while the other checks
-            return found if all(readers.map(read, firsts)) else None
+        return found if all(map(read, range(start, stop, rows))) else None
 
     def _chunk_file(self, path: str, number: int) -> str:
         return f"{self.path}/{path}/c/{number}" + "/0" * (len(self.layout(path)[0]) - 1)  # the other axes are never cut
