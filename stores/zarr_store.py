@@ -34,7 +34,6 @@ from stores.errors import DamagedStore, DiskError, StoreError, disk_told
 from stores.plain_array import PlainArray, plain_array
 
 
-
 class ZarrTree(ArrayTree):
     """A store in a folder: a Zarr v3 group, a file a chunk, each with its checksum and written whole or not at all."""
 
