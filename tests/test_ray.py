@@ -36,8 +36,10 @@ from tests.toys import ToyEncoder, ToySource
 
 @pytest.fixture(scope="module")
 def ray():
-    with cluster(None) as ray:
-        yield ray
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_OVERRIDE_RESOURCES", '{"GPU": 1}')  # a cluster that says it had one
+        with cluster(None) as ray:
+            yield ray
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +101,47 @@ def test_a_row_that_always_kills_costs_its_chunk_and_no_other(ray, tmp_path, mon
     assert "\n" not in str(told.value)
     status = open_store(path)["audio/toy"].status
     assert np.flatnonzero(status != Status.PRESENT).tolist() == list(range(28, 35))
+
+
+class Signing(ToyEncoder):
+    """Each process that prepares a row leaves a file, and goes on when there are `n` of them, or will not be."""
+
+    record = Killing.record
+
+    def __init__(self, folder: Path, n: int = 1):
+        super().__init__()
+        self.folder, self.n = folder, n
+
+    def prepare(self, raw):
+        (self.folder / str(os.getpid())).touch()
+        for _ in range(600):
+            if len(list(self.folder.iterdir())) >= self.n:
+                break
+            time.sleep(0.05)
+        return super().prepare(raw)
+
+
+@pytest.mark.parametrize(("actors", "n"), [((1, 1), 1), ((1, 3), 3)], ids=str)
+def test_a_pool_grows_while_all_are_busy_up_to_its_limit(ray, tmp_path, one_process, actors, n):
+    path = empty_store(tmp_path / "features.zarr")
+    (tmp_path / "pids").mkdir()
+    featurize_far(path, encoder=Signing(tmp_path / "pids", n), engine=RayEngine(actors=actors, cpus=0.2))
+    assert len(list((tmp_path / "pids").iterdir())) == n
+    assert every_file(path) == one_process
+
+
+def test_actors_that_share_a_gpu(ray, tmp_path):
+    """Two halves are all there is room for, though there are CPUs for more; the cluster has no GPU but believes so."""
+    path = empty_store(tmp_path / "features.zarr")
+    (tmp_path / "pids").mkdir()
+    left = []
+    featurize_far(
+        path,
+        encoder=Signing(tmp_path / "pids", 2),
+        engine=RayEngine(cpus=0.1, gpus=0.5, device="cpu"),
+        progress=lambda *_: left.append(ray.available_resources().get("GPU", 0.0)),
+    )
+    assert len(list((tmp_path / "pids").iterdir())) == 2 and min(left) == 0.0
 
 
 def test_a_killed_driver_loses_nothing_and_leaves_nobody(ray, tmp_path, one_process):

@@ -8,6 +8,8 @@ import os
 import shutil
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +25,10 @@ from stores.backends import new_tree
 from stores.claim import all_claimed, claimed, claims_of, one_by_one
 from stores.errors import StoreError
 from stores.feature import Status
+from stores.remote import Location
 from stores.shard import Shard
 from stores.verify import verify
+from tests.object_storage import every_object
 from tests.stores_contract import make_store
 from tests.test_kill import every_file
 from tests.toys import ToyEncoder, ToySource, toy_contents
@@ -39,7 +43,9 @@ def empty_store(path: Path) -> Path:
     return path
 
 
-def featurize_in_place(path: Path, shard: Shard | None = None, contents=CONTENTS, encoder=None, started=None) -> None:
+def featurize_in_place(
+    path: Location, shard: Shard | None = None, contents=CONTENTS, encoder=None, started=None
+) -> None:
     """As `featurize.pipeline.featurize` does it, with a toy encoder."""
     store, encoder = open_store(path), encoder or ToyEncoder()
     with store.writing("audio/toy", shard):
@@ -110,6 +116,15 @@ def test_shards_at_once_make_the_feature_once(processes, tmp_path, one_process, 
         (path / "features/audio/toy/zarr.json").unlink()
     run_at_once(processes, path, 4)
     assert every_file(path) == one_process
+
+
+def test_shards_at_once_in_object_storage(bucket, one_process):
+    path = bucket / "features.zarr"
+    with new_tree(path) as tree:
+        make_store(tree, N_ROWS, CHUNK_ROWS)
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(partial(featurize_in_place, path), [Shard(number, 3) for number in (1, 2, 3)]))
+    assert every_object(path) == one_process
 
 
 def test_a_shard_that_is_killed_is_run_again(processes, tmp_path, one_process):
@@ -189,6 +204,24 @@ def hold(path: Path, shard: Shard | None, ready, end) -> None:
     with open_store(path).writing("audio/toy", shard):
         ready.set()
         end.wait(60)
+
+
+def test_who_may_write_beside_whom_in_object_storage(bucket):
+    with new_tree(bucket / "features.zarr") as tree:
+        make_store(tree, N_ROWS, CHUNK_ROWS)
+    one, two = (open_store(bucket / "features.zarr") for _ in range(2))
+    rivals = {WHOLE: [Shard(1, 2), WHOLE], Shard(1, 2): [WHOLE, Shard(1, 2), Shard(2, 4)]}
+    for held, wanted in [(held, wanted) for held, refused in rivals.items() for wanted in refused]:
+        with one.writing("audio/toy", held):
+            with pytest.raises(StoreError, match=f"written by process {os.getpid()} on "):
+                two.writing("audio/toy", wanted).__enter__()
+            with two.writing("audio/another", wanted):
+                pass
+    with one.writing("audio/toy", Shard(1, 2)), two.writing("audio/toy", Shard(2, 2)):
+        pass
+    with two.writing("audio/toy"):
+        pass
+    assert not any(".claims" in key for key in every_object(bucket))
 
 
 def test_without_locks_the_first_one_counts_and_nobody_clears(tmp_path, monkeypatch):
