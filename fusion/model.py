@@ -173,4 +173,4 @@ class Standardize(nn.Module):
     def forward(self, vectors: Tensor) -> Tensor:
         """Vectors (B, D) as float32, in standard deviations from the training mean, cut off at ±8."""
         # eight standard deviations: beyond that a value says "strange", not "how strange"
-        return ((vectors.float() - self.mean) / self.scale).clamp(-8.0, 8.0)
+        return (vectors.float() - self.mean).div_(self.scale).clamp_(-8.0, 8.0)
