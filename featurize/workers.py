@@ -154,13 +154,21 @@ def _prepare_in_worker(raw: Any) -> Any:
     return prepare_safely(_encoder, raw)
 
 
+_has_server = False  # of this process: one that forks workers
+
+
 def _process_context(module: str | None) -> Any:
     """Never a fork of a threaded process. With a module: a server that has imported it forks, if there can be one.
 
-    A process has but one such server, which imports what the first to need it asks for; so it is not started for less.
+    A process has but one such server, which imports what the first to need it asks for. So it is not started for less,
+    but used once it runs.
     """
-    if module is None or "forkserver" not in multiprocessing.get_all_start_methods():
+    global _has_server
+    can_serve = "forkserver" in multiprocessing.get_all_start_methods()
+    if not can_serve or (module is None and not _has_server):
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["featurize.workers", module])
+    if module is not None:
+        context.set_forkserver_preload(["featurize.workers", module])
+        _has_server = True
     return context

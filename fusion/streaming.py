@@ -88,7 +88,7 @@ class Standardizer:
     dtype: torch.dtype
 
     def room(self, width: int, n: int) -> Tensor:
-        """For n vectors."""
+        """For n vectors: (n, D)."""
         numbers = np.empty((n, width), np.int16 if self.dtype.itemsize == 2 else np.int32)  # numpy asks for large pages
         return torch.from_numpy(numbers).view(self.dtype)
 

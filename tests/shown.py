@@ -170,7 +170,7 @@ class Reader:
 def one_process() -> Iterator[None]:
     """What `ingest` and `inspect` look at by sample is prepared here: each starts up to four processes otherwise."""
 
-    def preparer(encoder: Any, workers: int, limits: Limits) -> Preparer:
+    def preparer(encoder: Any, workers: int, limits: Limits, **_: Any) -> Preparer:
         return Preparer(encoder, 0, limits)
 
     with patch.object(stated_times, "Preparer", preparer), patch.object(notes, "Preparer", preparer):

@@ -43,7 +43,7 @@ def survey_notes(survey: Survey, source: Source, present: np.ndarray, sample: in
             if isinstance(raw, RawMidi):
                 yield row, raw
 
-    with Preparer(_CountNotes(), workers=1, limits=Limits(row_seconds=TIMEOUT_SECONDS)) as preparer:
+    with Preparer(_CountNotes(), workers=1, limits=Limits(row_seconds=TIMEOUT_SECONDS), light=True) as preparer:
         for row, found in preparer.run(raws()):
             name = repr(source.ids[row])
             if isinstance(found, Failure):
