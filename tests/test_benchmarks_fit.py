@@ -27,7 +27,7 @@ def test_one_command_names_them_all():
 def test_loading_prints_both_sides():
     from benchmarks.loading import main
 
-    assert RATIO.search(printed(main, "--segments", "50", "--repetitions", "1"))
+    assert RATIO.search(printed(main, "--segments", "50", "--repetitions", "1", "--same-process"))
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning warns of few batches and few workers

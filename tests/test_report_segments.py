@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from featurize.segments import RawAudio, UnreadableInput
+from fusion import leak_scan, memory
 from fusion.report import clips
 from fusion.report.answers import answers
 from fusion.report.downloads import download
@@ -182,6 +183,15 @@ def test_data_health_counts_what_failed(project, run_cli):
     distinct = len(np.unique(feature.read_input_hashes()[feature.present], axis=0))
     assert f"midi/midi_stats {present} {48 - present} 0 0 {distinct} " in " ".join(page.split())
     assert "across the parts of split default" in page
+
+
+def test_what_is_larger_than_memory_is_not_read_for_leaks(project, run_cli, monkeypatch):
+    monkeypatch.setattr(memory, "memory_bytes", lambda: 10_000)
+    monkeypatch.setattr(leak_scan, "scan", None)
+    run_cli("report", "g")
+    page = page_of()
+    assert "of features are more than 1/8 of the memory. `cli leaks` reads them." in html.unescape(page)
+    assert "midi/midi_stats" in page
 
 
 # What it rests on

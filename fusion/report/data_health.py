@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fusion.memory import feature_bytes, too_large
 from fusion.report.material import Material
 from stores.errors import TriadError
 from stores.feature import Feature, Status
@@ -81,6 +82,10 @@ def _odd_vectors(store: Store, names: list[str]) -> list[Remark]:
 def _leaks(store: Store, names: list[str], split_name: str) -> tuple[list[Remark], str]:
     from fusion.leak_scan import opened_splits, scan, scannable_labels
 
+    features = {name.partition("/")[0]: name for name in names}
+    if too_large(store, features):  # a fit that streams is not to read all of it in the end
+        size = f"{feature_bytes(store, features) / 2**30:.1f} GiB"
+        return [], f"Nothing was looked at: {size} of features are more than 1/8 of the memory. `cli leaks` reads them."
     try:
         splits = opened_splits(store, split_name)
         found = scan(store, names, splits, scannable_labels(store))
