@@ -50,7 +50,7 @@ def data_health(material: Material, split_name: str) -> DataHealth | None:
     if store is None or not material.parts.health:
         return None
     names = list(material.features.values())
-    leaks, scanned = _leaks(store, names, split_name)
+    leaks, scanned = _leaks(store, material.features, split_name)
     return DataHealth([_health(store.feature(name)) for name in names], _odd_vectors(store, names), leaks, scanned)
 
 
@@ -79,16 +79,15 @@ def _odd_vectors(store: Store, names: list[str]) -> list[Remark]:
     ]
 
 
-def _leaks(store: Store, names: list[str], split_name: str) -> tuple[list[Remark], str]:
+def _leaks(store: Store, features: Mapping[str, str], split_name: str) -> tuple[list[Remark], str]:
     from fusion.leak_scan import opened_splits, scan, scannable_labels
 
-    features = {name.partition("/")[0]: name for name in names}
     if too_large(store, features):  # a fit that streams is not to read all of it in the end
         size = f"{feature_bytes(store, features) / 2**30:.1f} GiB"
         return [], f"Nothing was looked at: {size} of features are more than 1/8 of the memory. `cli leaks` reads them."
     try:
         splits = opened_splits(store, split_name)
-        found = scan(store, names, splits, scannable_labels(store))
+        found = scan(store, list(features.values()), splits, scannable_labels(store))
     except TriadError as error:
         return [], f"Nothing was looked at: {str(error).splitlines()[0]}"
     folds = f" ({len(splits)} folds added up)" if len(splits) > 1 else ""
