@@ -25,7 +25,6 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from itertools import product, zip_longest
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -87,13 +86,13 @@ class Standardizer:
     model: FusionModel
     dtype: torch.dtype
 
-    def room(self, width: int, n: int) -> Tensor:
-        """For n vectors: (n, D)."""
-        numbers = np.empty((n, width), np.int16 if self.dtype.itemsize == 2 else np.int32)  # numpy asks for large pages
-        return torch.from_numpy(numbers).view(self.dtype)
+    def empty(self, width: int, n: int) -> Arrays:
+        """Room for n vectors: their bits, int (n, D), as numpy knows no bfloat16."""
+        return {"vectors": np.empty((n, width), np.int16 if self.dtype.itemsize == 2 else np.int32)}
 
-    def __call__(self, slot: str, vectors: np.ndarray) -> Tensor:
-        return self.model.standardize_slot(slot, torch.from_numpy(vectors), self.dtype)
+    def __call__(self, slot: str, arrays: Arrays) -> Arrays:
+        found = self.model.standardize_slot(slot, torch.from_numpy(arrays["vectors"]), self.dtype)
+        return {"vectors": found.view(torch.int16 if self.dtype.itemsize == 2 else torch.int32).numpy()}
 
 
 @dataclass(frozen=True)
@@ -107,15 +106,15 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Window:
-    """arrays[slot]: of the rows that are `start` to `stop` in what is asked for; standardized they are one tensor."""
+    """arrays[slot]: of the rows that are `start` to `stop` in what is asked for; standardized, as bits."""
 
     start: int
     stop: int
-    arrays: Mapping[str, Arrays | Tensor]
+    arrays: Mapping[str, Arrays]
 
-    def piece(self, slot: str, start: int, stop: int) -> Arrays | Tensor:
-        part, arrays = slice(start - self.start, stop - self.start), self.arrays[slot]
-        return arrays[part] if isinstance(arrays, Tensor) else {kind: values[part] for kind, values in arrays.items()}
+    def piece(self, slot: str, start: int, stop: int) -> Arrays:
+        part = slice(start - self.start, stop - self.start)
+        return {kind: values[part] for kind, values in self.arrays[slot].items()}
 
 
 @dataclass(frozen=True)
@@ -210,7 +209,6 @@ class StreamedSegments:
         copy = RowFile(rows, self.chunks, folder)
         for window in replace(self, standardizer=None)._windows(self.chunks, rows):
             for slot, arrays in window.arrays.items():
-                assert not isinstance(arrays, Tensor)
                 copy.append(slot, arrays)
         self.at_hand[:] = [copy]
 
@@ -261,35 +259,26 @@ class StreamedSegments:
         found = {slot: self._room(source, slot, span[1] - span[0]) for slot in self.slots}
         while parts:  # each is gone as soon as it is copied
             part = parts.pop()
-            room = found[part.slot]
-            if self.standardizer is not None and isinstance(room, Tensor):
-                _put(self.standardizer(part.slot, part.arrays["vectors"]), room, part.to)
-            elif not isinstance(room, Tensor):
-                for kind, values in part.arrays.items():
-                    room[kind][part.to] = values
+            arrays = part.arrays if self.standardizer is None else self.standardizer(part.slot, part.arrays)
+            for kind, values in arrays.items():
+                found[part.slot][kind][part.to] = values
         return _Window(*span, found)
 
-    def _room(self, source: RowSource, slot: str, n: int) -> Arrays | Tensor:
-        return source.empty(slot, n) if self.standardizer is None else self.standardizer.room(self.widths[slot], n)
+    def _room(self, source: RowSource, slot: str, n: int) -> Arrays:
+        return source.empty(slot, n) if self.standardizer is None else self.standardizer.empty(self.widths[slot], n)
 
-    def _batch(self, pieces: Sequence[Any]) -> Inputs:
-        if isinstance(pieces[0], Tensor):
-            return Standardized(torch.cat(list(pieces)) if len(pieces) > 1 else pieces[0])
+    def _batch(self, pieces: Sequence[Arrays]) -> Inputs:
         arrays = {
             kind: torch.from_numpy(np.concatenate([piece[kind] for piece in pieces]) if len(pieces) > 1 else values)
             for kind, values in pieces[0].items()
         }
+        if self.standardizer is not None:
+            return Standardized(arrays["vectors"].view(self.standardizer.dtype))
         if "frames" not in arrays:
             return arrays["vectors"]
         n_frames = arrays["n_frames"].long()
         longest = int(n_frames.max()) if len(n_frames) else 0
         return Frames(arrays["vectors"], arrays["frames"][:, :longest], first_frames(n_frames, longest))
-
-
-def _put(values: Tensor, room: Tensor, to: np.ndarray) -> None:
-    """`room[to] = values`, as numpy does it: in a third of PyTorch's time. It knows no bfloat16, but bits are bits."""
-    bits = torch.int16 if room.element_size() == 2 else torch.int32
-    room.view(bits).numpy()[to] = values.view(bits).numpy()
 
 
 def _chunks_of_a_window(n_chunks: int, at_most: int) -> int:
