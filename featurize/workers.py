@@ -101,7 +101,7 @@ class Preparer:
                     self._workers,
                     context=_process_context(None if self._light else type(self._encoder).__module__),
                     initializer=_adopt_encoder,
-                    initargs=(self._encoder, self._limits),
+                    initargs=(self._encoder, self._limits, dict(os.environ)),
                 )
             future: Future[Any] = self._pool.schedule(_prepare_in_worker, args=(raw,), timeout=self._limits.row_seconds)
             self._started.add(future)
@@ -136,9 +136,11 @@ _encoder: Prepares  # of this worker process
 _row_gib: float | None = None  # its limit, where the system has one
 
 
-def _adopt_encoder(encoder: Prepares, limits: Limits) -> None:
+def _adopt_encoder(encoder: Prepares, limits: Limits, environment: dict[str, str]) -> None:
     global _encoder, _row_gib
     _encoder = encoder
+    os.environ.clear()  # what a server forks has the environment in which the server was started: old credentials
+    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
     if hasattr(os, "nice"):
         os.nice(NICENESS)

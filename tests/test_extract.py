@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from threading import Event
 
@@ -334,6 +335,25 @@ def test_worker_processes_give_the_same_and_survive_decoders_that_die_hang_or_ta
     if sys.platform == "linux":
         assert outcomes[6] == Failure("out of memory while preparing; at most 1 GiB are given to a row")
     np.testing.assert_array_equal([outcomes[row][0] for row in (0, 2, 5)], [1, 2, 3])
+
+
+class Credentials:
+    """What a worker process finds in its environment. Module level: it travels there."""
+
+    def prepare(self, raw):
+        return [os.environ.get(name) for name in ("AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN")]
+
+
+@pytest.mark.parametrize("light", [False, True])
+def test_workers_have_the_environment_of_now_and_not_of_when_their_server_was_started(monkeypatch, light):
+    """As in a notebook, where credentials are set after a first run."""
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "old")
+    with Preparer(Credentials(), workers=1) as preparer:  # the first of a process starts the server
+        list(preparer.run([("row", object())]))
+    monkeypatch.delenv("AWS_SESSION_TOKEN")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "new")
+    with Preparer(Credentials(), workers=1, light=light) as preparer:
+        assert dict(preparer.run([("row", object())])) == {"row": ["new", None]}
 
 
 def test_the_number_of_workers_changes_no_byte():
