@@ -33,7 +33,6 @@ import numpy as np
 import numpy.typing as npt
 import scipy.fft
 import scipy.ndimage
-import scipy.signal
 import soxr
 from numpy.lib.stride_tricks import sliding_window_view
 
@@ -140,10 +139,16 @@ def measure(
     in_audio = np.abs((tones.onset_seconds + offset_seconds) * RATE_HZ - len(samples) / 2) <= len(samples) / 2
     n_onsets = _count_onsets(tones.onset_seconds[in_audio])
     lead = max(height, 0.0) / max(float(np.max(surrogates)), ENERGY_FLOOR)
-    peaks = scipy.signal.find_peaks(original)[0]
-    second = float(original[peaks[peaks != best]].max(initial=0.0)) / max(height, ENERGY_FLOOR)
+    second = _second_peak(original, best) / max(height, ENERGY_FLOOR)
     aligned, reason = _decide(n_onsets, lead, second, best in (0, 2 * reach), reach * PITCH_HOP / RATE_HZ)
     return Alignment(offset_seconds, height, lead, min(second, 1.0), n_onsets, aligned, reason)
+
+
+def _second_peak(curve: npt.NDArray[np.floating], best: int) -> float:
+    """The highest of the local maxima beside the best one, and 0 where none is higher. curve: (n,)."""
+    inner = curve[1:-1]
+    peaks = 1 + np.flatnonzero((inner > curve[:-2]) & (inner > curve[2:]))
+    return float(curve[peaks[peaks != best]].max(initial=0.0))
 
 
 def _decide(

@@ -43,8 +43,8 @@ def ingest_command(
     Example:
       cli ingest my-songs/
     """
-    from featurize.api import check_data, write
     from featurize.errors import SourceError
+    from featurize.ingest_api import check_data, write
 
     found = check_data(data, project.config)
     share = {modality: int(there.sum()) for modality, there in found.presence.items()}

@@ -22,7 +22,7 @@ from featurize.alignment import Measure
 from featurize.limits import Limits
 from featurize.segments import RawAudio, RawMidi, UnreadableInput
 from featurize.sources.base import Source
-from featurize.workers import Failure, Preparer
+from featurize.workers import Failure, Preparer, Prepares
 from stores.remote import local_file
 
 FILES_LOOKED_AT, BLOBS_LOOKED_AT = 200, 10
@@ -31,6 +31,8 @@ SAME_SECONDS = 0.02  # what `cli align` can tell apart
 LIMITS = Limits(row_seconds=30.0)  # for one file or pair
 PAIRS_MEASURED, LONGEST_MEASURED_SECONDS = 12, 60.0  # decoding whole songs would take as long as `cli align`
 NOTABLE_SECONDS = 0.05
+
+Rows = Iterator[tuple[int, Any]]
 
 REMEDY_SONG = "If each file is the segment already: --set data.audio_is=segment (and data.midi_is=segment for MIDI)."
 REMEDY_LENGTH = "Is the sample rate right, and are start_seconds and end_seconds? Nothing is cut from a segment."
@@ -55,7 +57,10 @@ class Finding:
 
 def compare_times(source: Source, presence: dict[str, np.ndarray], workers: int = 1) -> list[Finding]:
     """What does not fit. presence: bool (N,) for each modality. workers: processes that read media; 0 for this one."""
-    lengths = dict(_audio_lengths(source, presence, workers))
+    with Preparer(_InItsWay(), workers=workers, limits=LIMITS, light=True) as preparer:
+        lengths = dict(_audio_lengths(source, presence, preparer))
+        midi_times = list(_midi_times(source, presence, preparer))
+        measured = list(_measured(source, presence, lengths, preparer))
     stated = source.end_seconds - source.start_seconds
     beyond: dict[int, str] = {}
     unequal: dict[int, str] = {}
@@ -68,7 +73,7 @@ def compare_times(source: Source, presence: dict[str, np.ndarray], workers: int 
             beyond[row] = f"{start or 0:g} to {end:g} s of {seconds:.1f} s"
         elif end is None and abs(seconds - stated[row]) > TOLERANCE_SECONDS:
             unequal[row] = f"{seconds:.1f} s, stated {stated[row]:.1f} s"
-    for row, (last_onset, offset) in _midi_times(source, presence, workers):
+    for row, (last_onset, offset) in midi_times:
         start, end = source.span(row, "midi")
         expected = stated[row] if not np.isnan(stated[row]) else lengths.get(row, np.nan)
         if end is None and last_onset > expected + TOLERANCE_SECONDS:
@@ -81,7 +86,7 @@ def compare_times(source: Source, presence: dict[str, np.ndarray], workers: int 
             other_start[row] = f"{shift:+.3f} s"
     apart: dict[int, str] = {}
     shifted: dict[int, str] = {}
-    for row, (verdict, offset, reason) in _measured(source, presence, lengths, workers):
+    for row, (verdict, offset, reason) in measured:
         if verdict == "apart":
             apart[row] = reason
         elif verdict == "together" and abs(offset) >= NOTABLE_SECONDS:
@@ -98,7 +103,7 @@ def compare_times(source: Source, presence: dict[str, np.ndarray], workers: int 
     ]
 
 
-def _sample(source: Source, modality: str, presence: dict[str, np.ndarray]) -> Iterator[tuple[int, Any]]:
+def _sample(source: Source, modality: str, presence: dict[str, np.ndarray]) -> Rows:
     rows = np.flatnonzero(presence[modality])
     if source.has_blobs(modality):
         rows = rows[:BLOBS_LOOKED_AT]
@@ -115,11 +120,26 @@ def _spread(rows: np.ndarray, most: int) -> np.ndarray:
     return rows[:: max(1, -(-len(rows) // most))]
 
 
-def _audio_lengths(source: Source, presence: dict[str, np.ndarray], workers: int) -> Iterator[tuple[int, float]]:
-    with Preparer(_AudioSeconds(), workers=workers, limits=LIMITS, light=True) as preparer:
-        for row, seconds in preparer.run(_sample(source, "audio", presence)):
-            if isinstance(seconds, float):
-                yield row, seconds
+@dataclass(frozen=True)
+class _InItsWay:
+    """What is to be looked at comes with how: one set of processes does it all, as starting one takes a second."""
+
+    def prepare(self, job: tuple[Prepares, Any]) -> Any:
+        how, raw = job
+        return how.prepare(raw)
+
+
+def _run(preparer: Preparer, how: Prepares, rows: Rows) -> Rows:
+    """What `how` finds in each row, but for what cannot be read: `featurize` says so row by row."""
+    for row, found in preparer.run((row, (how, raw)) for row, raw in rows):
+        if not isinstance(found, Failure):
+            yield row, found
+
+
+def _audio_lengths(source: Source, presence: dict[str, np.ndarray], preparer: Preparer) -> Iterator[tuple[int, float]]:
+    for row, seconds in _run(preparer, _AudioSeconds(), _sample(source, "audio", presence)):
+        if seconds is not None:
+            yield row, seconds
 
 
 @dataclass(frozen=True)
@@ -137,13 +157,10 @@ class _AudioSeconds:
 
 
 def _midi_times(
-    source: Source, presence: dict[str, np.ndarray], workers: int
+    source: Source, presence: dict[str, np.ndarray], preparer: Preparer
 ) -> Iterator[tuple[int, tuple[float, float | None]]]:
     """Of each file that can be read: when its last note begins, and its SMPTE offset, in seconds."""
-    with Preparer(_MidiTimes(), workers=workers, limits=LIMITS, light=True) as preparer:
-        for row, found in preparer.run(_sample(source, "midi", presence)):
-            if not isinstance(found, Failure):
-                yield row, found
+    return _run(preparer, _MidiTimes(), _sample(source, "midi", presence))
 
 
 @dataclass(frozen=True)
@@ -163,7 +180,7 @@ class _MidiTimes:
 
 
 def _measured(
-    source: Source, presence: dict[str, np.ndarray], lengths: dict[int, float], workers: int
+    source: Source, presence: dict[str, np.ndarray], lengths: dict[int, float], preparer: Preparer
 ) -> Iterator[tuple[int, tuple[str, float, str]]]:
     """For a few pairs: the verdict, the offset in seconds, and the reason (`featurize.alignment`)."""
     seconds = source.end_seconds - source.start_seconds
@@ -181,8 +198,5 @@ def _measured(
             if isinstance(audio, RawAudio) and isinstance(midi, RawMidi):
                 yield row, (audio, midi)
 
-    with Preparer(Measure(2.0), workers=workers, limits=LIMITS, light=True) as preparer:
-        for row, found in preparer.run(pairs()):
-            if not isinstance(found, Failure):
-                verdict, offset, _, _, reason = found
-                yield row, (verdict, offset, reason)
+    for row, (verdict, offset, _, _, reason) in _run(preparer, Measure(2.0), pairs()):
+        yield row, (verdict, offset, reason)

@@ -99,7 +99,7 @@ class Preparer:
             if self._pool is None:  # not before there is work: starting costs seconds
                 self._pool = ProcessPool(
                     self._workers,
-                    context=_process_context(None if self._light else type(self._encoder).__module__),
+                    context=process_context(None if self._light else type(self._encoder).__module__),
                     initializer=_adopt_encoder,
                     initargs=(self._encoder, self._limits, dict(os.environ)),
                 )
@@ -159,7 +159,7 @@ def _prepare_in_worker(raw: Any) -> Any:
 _has_server = False  # of this process: one that forks workers
 
 
-def _process_context(module: str | None) -> Any:
+def process_context(module: str | None) -> Any:
     """Never a fork of a threaded process. With a module: a server that has imported it forks, if there can be one.
 
     A process has but one such server, which imports what the first to need it asks for. So it is not started for less,

@@ -1,8 +1,8 @@
 """Segments that are larger than memory: batches in shuffled order from a store that is read chunk by chunk.
 
 An epoch takes the store's chunks of rows in random order, a *window* of them at a time; a window's rows are shuffled,
-and batches are cut from them. While the model learns from one window, a thread reads the next: two windows, for a
-moment three, are in memory, however many segments there are. What fits in one window comes in the order in which
+and batches are cut from them. While the model learns from one window, a thread reads the next: two windows are in
+memory, however many segments there are. What fits in one window comes in the order in which
 `fusion.data.SegmentData` has it, number by number.
 
 How well that mixes. Every row comes once an epoch, and the chunks that share a window are others in every epoch. But
@@ -113,8 +113,15 @@ class _Window:
     arrays: Mapping[str, Arrays]
 
     def piece(self, slot: str, start: int, stop: int) -> Arrays:
-        part = slice(start - self.start, stop - self.start)
-        return {kind: values[part] for kind, values in self.arrays[slot].items()}
+        """What it has of rows start to stop; the last ones as a copy, so that who has them does not hold the window."""
+        part = slice(max(start - self.start, 0), max(min(stop, self.stop) - self.start, 0))
+        is_last = stop >= self.stop
+        return {kind: values[part].copy() if is_last else values[part] for kind, values in self.arrays[slot].items()}
+
+    def after(self) -> _Window:
+        """No rows, in place of one that is used up."""
+        nothing = {slot: {kind: values[:0].copy() for kind, values in of.items()} for slot, of in self.arrays.items()}
+        return _Window(self.stop, self.stop, nothing)
 
 
 @dataclass(frozen=True)
@@ -182,12 +189,16 @@ class StreamedSegments:
         window = _Window(0, 0, {slot: self._room(source, slot, 0) for slot in self.slots})
         start = 0
         for batch in rows:
-            spans = [(window, start, min(start + len(batch), window.stop))]
-            while spans[-1][2] < start + len(batch):
+            stop = start + len(batch)
+            pieces = [{slot: window.piece(slot, start, stop) for slot in self.slots}]
+            while window.stop < stop:
+                window = window.after()  # gone before the next is put together
                 window = next(windows)
-                spans.append((window, window.start, min(start + len(batch), window.stop)))
-            start += len(batch)
-            yield batch, {slot: self._batch([part.piece(slot, a, b) for part, a, b in spans]) for slot in self.slots}
+                pieces.append({slot: window.piece(slot, start, stop) for slot in self.slots})
+            if window.stop == stop:
+                window = window.after()
+            start = stop
+            yield batch, {slot: self._batch([piece[slot] for piece in pieces]) for slot in self.slots}
 
     def only(self, slots: Sequence[str]) -> StreamedSegments:
         """The same segments with some of the slots, in this order."""
@@ -231,10 +242,10 @@ class StreamedSegments:
         with ThreadPoolExecutor(1, "read a window ahead") as reader:
             ahead = [reader.submit(self._read, source, places[slice(*span)]) for span in spans[:1]]
             for span, following in zip_longest(spans, spans[1:]):
-                parts = ahead.pop().result()
+                window = [self._put_together(source, span, ahead.pop().result())]
                 if following is not None:
                     ahead = [reader.submit(self._read, source, places[slice(*following)])]
-                yield self._put_together(source, span, parts)
+                yield window.pop()  # not kept here while it is used
 
     def _read(self, source: RowSource, places: np.ndarray) -> list[_Part]:
         """The rows at these places, chunk by chunk."""
@@ -256,9 +267,11 @@ class StreamedSegments:
             return list(readers.map(read, jobs))
 
     def _put_together(self, source: RowSource, span: tuple[int, int], parts: list[_Part]) -> _Window:
-        found = {slot: self._room(source, slot, span[1] - span[0]) for slot in self.slots}
-        while parts:  # each is gone as soon as it is copied
+        found: dict[str, Arrays] = {}
+        while parts:  # slot after slot; each is gone as soon as it is copied
             part = parts.pop()
+            if part.slot not in found:
+                found[part.slot] = self._room(source, part.slot, span[1] - span[0])
             arrays = part.arrays if self.standardizer is None else self.standardizer(part.slot, part.arrays)
             for kind, values in arrays.items():
                 found[part.slot][kind][part.to] = values

@@ -205,16 +205,18 @@ def infer(
     present: bool (n, M) in place of what is there, to hide slots from the model.
     """
     model.eval()
-    outputs, weights = [], []
+    found: list[Tensor] = []  # outputs, and weights where there are; made at once, or heaps stay full of holes
     indices = torch.from_numpy(rows)
     shown = data.present[indices] if present is None else present
-    size = data.evaluation_batch
+    size, start = data.evaluation_batch, 0
     for (_, inputs), visible in zip(data.batches(indices.split(size)), shown.split(size), strict=True):
-        logits, importance = model(inputs, visible)
-        outputs.append([out.float() for out in logits])
-        weights.append(importance)
-    joined = [torch.cat(parts) for parts in zip(*outputs, strict=True)]
-    return joined, None if weights[0] is None else torch.cat(weights)
+        logits, weights = model(inputs, visible)
+        parts = [*logits] if weights is None else [*logits, weights]
+        found = found or [part.new_empty(len(rows), *part.shape[1:], dtype=torch.float32) for part in parts]
+        for whole, part in zip(found, parts, strict=True):
+            whole[start : start + len(part)] = part
+        start += len(visible)
+    return found[: len(logits)], None if weights is None else found[-1]
 
 
 def _diverged(

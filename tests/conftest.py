@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,7 @@ from hypothesis import settings
 
 from cli import cli
 from featurize.demo import make_demo
+from featurize.workers import process_context
 from stores.remote import RemotePath
 
 if TYPE_CHECKING:
@@ -30,6 +33,19 @@ MOOD_SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "mood-sample"
 needs_mood_sample = pytest.mark.skipif(
     not MOOD_SAMPLE.is_dir(), reason="the mood-sample clips are not distributed with the project"
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def worker_server() -> None:
+    """One server that forks all worker processes; else those of each `cli ingest` import again what takes a second.
+
+    Commands that run as processes of their own start theirs as users' do.
+    """
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        process_context("featurize.extract").set_forkserver_preload(
+            ["featurize.align", "featurize.encoders.mel_stats", "featurize.extract", "featurize.stated_times", "pytest"]
+        )
+        ensure_running()
 
 
 @pytest.fixture(scope="session")

@@ -304,6 +304,18 @@ def test_help_waits_for_no_library():
     assert "ingest" in result.stdout and "Encode every segment once" in result.stdout
 
 
+def test_ingest_waits_for_no_library_that_it_does_not_need(project, demo_data):
+    code = (
+        f"import sys; sys.argv = ['cli', 'ingest', {str(demo_data)!r}]; import cli\n"
+        "try: cli.cli()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'librosa', 'scipy.signal'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0 and "Wrote features.zarr" in result.stdout, result.stderr
+
+
 def test_a_bug_keeps_its_traceback(project, run_cli, monkeypatch):
     import fusion.config
 

@@ -111,7 +111,7 @@ def check_metadata(run: LoadedRun, session: onnxruntime.InferenceSession, export
     assert exported.inputs["my.midi"] == "float (batch, 4)" and exported.outputs["year.predicted"] == "float (batch)"
 
 
-EVERY = [(name, ()) for name in FUSIONS] + [(n, ("my.midi",)) for n, f in FUSIONS.items() if f.reads_frames]
+EVERY = [(name, ("my.midi",) if fusion.reads_frames else ()) for name, fusion in FUSIONS.items()] + [("early", ())]
 
 
 @pytest.mark.parametrize(("strategy", "frame_slots"), EVERY, ids=lambda value: str(value))

@@ -396,8 +396,7 @@ def test_the_benchmark_runs(tmp_path, capsys):
 
 
 def test_memory_does_not_grow_with_the_store(tmp_path):
-    """Four times the rows, and what is held at a time stays: two windows, and a few facts a row."""
-    peaks = []
+    """However many rows, what is held at a time is two windows, a chunk of half a window, and a few facts a row."""
     for n in (4_096, 16_384):
         make_store(tmp_path / f"{n}.zarr", n, {"text": 256, "audio": 4, "midi": 4})
         segments = stream_segments(open_store(tmp_path / f"{n}.zarr"), {"text": "text/drawn"})
@@ -406,6 +405,6 @@ def test_memory_does_not_grow_with_the_store(tmp_path):
         tracemalloc.start()
         for _ in segments.batches(batches):
             pass
-        peaks.append(tracemalloc.get_traced_memory()[1])
+        peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    assert peaks[0] < 6 * segments.window_bytes and peaks[1] < 1.5 * peaks[0]
+        assert peak < 3 * segments.window_bytes

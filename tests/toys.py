@@ -63,9 +63,12 @@ class ToySource:
 
 
 def toy_contents(n: int, seed: int = 0) -> list:
-    """Random blobs with some repeats, some absent and some that fail."""
+    """Random blobs with some repeats, some absent and some that fail.
+
+    In steps of 1/256, so that `ToyEncoder`'s sums are exact: how a product rounds may depend on the size of its batch.
+    """
     rng = np.random.default_rng(seed)
-    pool = [rng.random(4).astype("<f4") for _ in range(max(2, n * 2 // 3))]
+    pool = [(rng.integers(0, 256, 4) / 256).astype("<f4") for _ in range(max(2, n * 2 // 3))]
     contents: list = []
     for row in range(n):
         kind = row % 11

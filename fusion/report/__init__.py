@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,9 @@ def write_ablation_report(folder: Path) -> Path:
     return _write(folder / REPORT, "ablation.html", {}, page=build_ablation_page(folder), kinds=words.KINDS)
 
 
-def _write(path: Path, template: str, data: dict[str, Any], **variables: Any) -> Path:
+@cache
+def _environment() -> Environment:
+    """Templates are compiled once in a process."""
     environment = Environment(
         loader=PackageLoader("fusion.report", "."),
         autoescape=True,  # labels come from data and may hold markup
@@ -79,13 +82,21 @@ def _write(path: Path, template: str, data: dict[str, Any], **variables: Any) ->
         pattern=words.pattern_label,
         short=words.short,
     )
+    return environment
+
+
+def _write(path: Path, template: str, data: dict[str, Any], **variables: Any) -> Path:
     script = "\n".join(files("fusion.report").joinpath(name).read_text("utf-8") for name in SCRIPTS)
-    html = environment.get_template(template).render(
-        script=Markup(script),
-        # only this script may run, whatever a label or a lyric holds
-        script_hash=base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii"),
-        data={name: script_json(value) for name, value in data.items() if value},
-        **variables,
+    html = (
+        _environment()
+        .get_template(template)
+        .render(
+            script=Markup(script),
+            # only this script may run, whatever a label or a lyric holds
+            script_hash=base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii"),
+            data={name: script_json(value) for name, value in data.items() if value},
+            **variables,
+        )
     )
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(html.encode("utf-8", "replace"))  # a lone surrogate in a label is shown as ?

@@ -138,5 +138,7 @@ def _text(reader: StoreRows, row: int) -> str:
 
 def rows_of(store: Store, ids: Iterable[str]) -> np.ndarray:
     """int (n,): the row of each segment, -1 where the store has none of that id."""
-    row_of = {segment_id: row for row, segment_id in enumerate(store.ids.tolist())}
-    return np.array([row_of.get(segment_id, -1) for segment_id in ids], dtype=np.int64)
+    ids = list(ids)
+    row_of = dict.fromkeys(ids, -1)
+    row_of.update((segment_id, row) for row, segment_id in enumerate(store.ids) if segment_id in row_of)
+    return np.array([row_of[segment_id] for segment_id in ids], dtype=np.int64)
