@@ -75,6 +75,10 @@ def picture(
         warnings.filterwarnings("ignore", message="Glyph ")
         figure = Figure(figsize=((WIDE if wide else WIDTH) / 72, height / 72), layout="constrained")
         draw(figure)
+        engine = figure.get_layout_engine()
+        assert engine is not None
+        engine.execute(figure)
+        figure.set_layout_engine("none")  # or `savefig` draws all twice, first to lay it out
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return Picture(Markup(_inline(buffer.getvalue(), prefix, label)), caption, wide)
 
