@@ -97,7 +97,6 @@ def _decode(file: soundfile.SoundFile, name: str, raw: RawAudio) -> Waveform:
     if file.subtype in SEEKABLE_SUBTYPES:
         position = file.seek(min(start, file.frames))
     block_frames = max(1, BLOCK_SAMPLES // file.channels)
-    to_mono = np.full(file.channels, 1 / file.channels, dtype=np.float32)  # a product: 20 times faster than `mean`
     blocks: list[Waveform] = []
     n_kept = 0
     while end is None or position < end:
@@ -110,10 +109,22 @@ def _decode(file: soundfile.SoundFile, name: str, raw: RawAudio) -> Waveform:
         n_kept += len(kept)
         _check_length(n_kept, file.samplerate, name)
         if len(kept):
-            blocks.append(kept @ to_mono)
+            blocks.append(_to_mono(kept))
     if not blocks:
         raise _nothing_there(name, position, file.samplerate, raw)
     return np.concatenate(blocks)
+
+
+def _to_mono(samples: np.ndarray) -> Waveform:
+    """The mean of channels, (n_frames, n_channels) to (n_frames,).
+
+    20 times faster than `mean` over rows of two; a product would wake all of the BLAS's threads for it.
+    """
+    mono = samples[:, 0].copy()
+    for channel in samples.T[1:]:
+        mono += channel
+    mono *= np.float32(1 / samples.shape[1])
+    return mono
 
 
 def _read_blob(blob: bytes, raw: RawAudio) -> tuple[Waveform, int]:

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
+from threadpoolctl import threadpool_limits
 
 from featurize.limits import DEFAULT_LIMITS, Limits, limit_memory
 from featurize.segments import UnreadableInput
@@ -144,8 +145,9 @@ def _adopt_encoder(encoder: Prepares, limits: Limits, environment: dict[str, str
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
     if hasattr(os, "nice"):
         os.nice(NICENESS)
+    threadpool_limits(1)  # parallelism is across rows
     if "torch" in sys.modules:  # it takes seconds to import, and not every preparation needs it
-        sys.modules["torch"].set_num_threads(1)  # parallelism is across rows
+        sys.modules["torch"].set_num_threads(1)
     if limit_memory(limits.row_gib):
         _row_gib = limits.row_gib
     with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 (a file descriptor is all that is wanted)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info
 
 from featurize.audit import audit
 from featurize.encode import batches
@@ -354,6 +355,20 @@ def test_workers_have_the_environment_of_now_and_not_of_when_their_server_was_st
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "new")
     with Preparer(Credentials(), workers=1, light=light) as preparer:
         assert dict(preparer.run([("row", object())])) == {"row": ["new", None]}
+
+
+class Threads:
+    """How many threads a product of numpy's would take. Module level: it travels to other processes."""
+
+    def prepare(self, raw):
+        return max(library["num_threads"] for library in threadpool_info())
+
+
+def test_a_worker_takes_one_core(monkeypatch):
+    monkeypatch.setattr("featurize.workers._has_server", False)  # a process that has the environment from its start
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    with Preparer(Threads(), workers=1, light=True) as preparer:
+        assert dict(preparer.run([("row", object())])) == {"row": 1}
 
 
 def test_the_number_of_workers_changes_no_byte():
