@@ -32,7 +32,7 @@ from fusion.report.downloads import download
 from fusion.report.embed import array_base64, script_json
 from fusion.report.positions import place
 from fusion.report.segment_map import NOWHERE, classes_colour, quantized
-from stores import open_store
+from stores import health, open_store
 from tests.test_report import target_metrics, write_run
 
 SMALL = [part for setting in ("training.epochs=2", "training.seeds=[0]", "training.bootstrap=100")
@@ -185,13 +185,17 @@ def test_data_health_counts_what_failed(project, run_cli):
     assert "across the parts of split default" in page
 
 
-def test_what_is_larger_than_memory_is_not_read_for_leaks(project, run_cli, monkeypatch):
+def test_what_is_larger_than_memory_is_not_read_to_look_at_it(project, run_cli, monkeypatch):
+    run_cli("report", "g")
+    assert "Nothing was looked at" not in page_of()
     monkeypatch.setattr(memory, "memory_bytes", lambda: 10_000)
     monkeypatch.setattr(leak_scan, "scan", None)
+    monkeypatch.setattr(health, "findings", None)
     run_cli("report", "g")
-    page = page_of()
-    assert "of features are more than 1/8 of the memory. `cli leaks` reads them." in html.unescape(page)
-    assert "midi/midi_stats" in page
+    page = html.unescape(page_of())
+    for command in ("inspect", "leaks"):
+        assert f"of features are more than 1/8 of the memory. `cli {command}` reads them." in page
+    assert "midi/midi_stats" in page and "Nothing found." not in page  # that would be said of what was looked at
 
 
 # What it rests on
