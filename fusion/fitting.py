@@ -97,7 +97,8 @@ def fit(
         if isinstance(data, StreamedSegments):
             data.check_unchanged()
             n_bytes = feature_bytes(store, data.features, fusion_class(strategy).reads_frames)
-            notes.append(f"{n_bytes / 2**30:.1f} GiB of features were streamed from the store, not read into memory.")
+            size = f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"
+            notes.append(f"{size} of features were streamed from the store, not read into memory.")
 
         metrics = {
             "format": METRICS_FORMAT,
