@@ -39,7 +39,7 @@ from tests.toys import Notebook
 ROOT = Path(__file__).parents[1]
 QUICK = ("--workers", "0")
 KILLS = 2
-EPOCHS = 4
+EPOCHS = 3
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""1,000 damaged MIDI files, and some that are made to hurt: each is read or refused in one line.
+"""500 damaged MIDI files, and some that are made to hurt: each is read or refused in one line.
 
 They are read in a process of their own, whose exit code, memory and outcomes are looked at afterwards. A watchdog ends
 it, with a traceback, should one file take longer than `LIMIT_SECONDS`.
@@ -26,10 +26,10 @@ from featurize.midi_events import NOTE_FIELDS, Events, read_with_mido, read_with
 from featurize.piano_roll import piano_roll
 from featurize.segments import RawMidi, UnreadableInput
 
-N_DAMAGED = 1000
+N_DAMAGED = 500
 LIMIT_SECONDS = 20  # of one file; the slowest takes some three
 N_AGAIN = 2  # times that the damaged files are read again, to see whether memory grows
-MAX_GROWTH_MIB = 4  # from the first time to the last: 700 bytes a file, which are about 900 bytes long
+MAX_GROWTH_MIB = 2  # from the first time to the last: 2 KiB each time that a file is read
 
 STATM = Path("/proc/self/statm")
 
@@ -107,11 +107,11 @@ def all_damaged(folder: Path) -> Iterator[bytes]:
 
 def bombs() -> dict[str, bytes]:
     """Small or large files that ask for far more than their size."""
-    strikes = b"\x00\x90\x3c\x40" + b"\x00\x3c\x40" * 300_000
+    strikes = b"\x00\x90\x3c\x40" + b"\x00\x3c\x40" * 100_000
     return {
         "a million and more notes": smf(b"\x00\x90\x3c\x40" + b"\x00\x3c\x40\x00\x3c\x00" * 1_100_000 + END_OF_TRACK),
         "one key struck and never left": smf(strikes + END_OF_TRACK),
-        "one key struck, then left as often": smf(strikes + b"\x00\x3c\x00" * 300_000 + END_OF_TRACK),
+        "one key struck, then left as often": smf(strikes + b"\x00\x3c\x00" * 100_000 + END_OF_TRACK),
         "unended notes on all keys": smf(
             b"".join(bytes([0, 0x90 | i % 16, i // 16 % 128, 64]) for i in range(16 * 128 * 5)) + END_OF_TRACK
         ),
@@ -223,7 +223,7 @@ def test_every_damaged_file_is_read_or_refused(report: dict) -> None:
 
 
 def test_both_parsers_find_the_same_in_what_both_read(report: dict) -> None:
-    assert report["agreements"].count("same") > 100
+    assert report["agreements"].count("same") > N_DAMAGED / 10
     assert report["agreements"].count("different") <= 1  # running status after system exclusive has no meaning
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -24,14 +25,13 @@ from stores import open_store
 from stores.backends import new_tree
 from stores.claim import all_claimed, claimed, claims_of, one_by_one
 from stores.errors import StoreError
-from stores.feature import Status
 from stores.remote import Location
 from stores.shard import Shard
 from stores.verify import verify
 from tests.object_storage import every_object
 from tests.stores_contract import make_store
 from tests.test_kill import every_file
-from tests.toys import ToyEncoder, ToySource, toy_contents
+from tests.toys import StuckEncoder, ToyEncoder, ToySource, toy_contents
 
 N_ROWS, CHUNK_ROWS = 60, 7  # the last chunk is shorter
 CONTENTS = toy_contents(N_ROWS)  # a third of them in several chunks
@@ -43,9 +43,7 @@ def empty_store(path: Path) -> Path:
     return path
 
 
-def featurize_in_place(
-    path: Location, shard: Shard | None = None, contents=CONTENTS, encoder=None, started=None
-) -> None:
+def featurize_in_place(path: Location, shard: Shard | None = None, contents=CONTENTS, encoder=None) -> None:
     """As `featurize.pipeline.featurize` does it, with a toy encoder."""
     store, encoder = open_store(path), encoder or ToyEncoder()
     with store.writing("audio/toy", shard):
@@ -54,8 +52,6 @@ def featurize_in_place(
         else:
             with one_by_one(store.tree.claims, "audio/toy") as alone:
                 feature = store.join_feature("audio/toy", encoder.record.to_dict(), shard, alone=alone)
-        if started is not None:
-            started.set()
         extract(feature, encoder, ToySource(contents), batch_size=4, shard=shard, save_every_seconds=0)
 
 
@@ -129,13 +125,12 @@ def test_shards_at_once_in_object_storage(bucket, one_process):
 
 def test_a_shard_that_is_killed_is_run_again(processes, tmp_path, one_process):
     path = empty_store(tmp_path / "features.zarr")
-    started = processes.Event()
-    slow = (path, Shard(1, 2), CONTENTS, ToyEncoder(delay_seconds=0.02), started)
-    victim = processes.Process(target=featurize_in_place, args=slow, daemon=True)
+    stuck = (path, Shard(1, 2), CONTENTS, StuckEncoder(2 * CHUNK_ROWS))  # of the shard's 28 rows or more
+    victim = processes.Process(target=featurize_in_place, args=stuck, daemon=True)
     victim.start()
-    assert started.wait(60)
-    while not (open_store(path)["audio/toy"].status == Status.PRESENT).any():
+    while not ("audio/toy" in open_store(path).features() and open_store(path)["audio/toy"].present.any()):
         assert victim.is_alive()
+        time.sleep(0.01)
     os.kill(victim.pid, signal.SIGKILL)
     victim.join(60)
     chunk = path / "features/audio/toy/vectors/c"

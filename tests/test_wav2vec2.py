@@ -405,21 +405,24 @@ def test_from_the_hub_a_preprocessor_must_be_known_to_be_missing(checkpoints, tm
     (snapshot / "preprocessor_config.json").unlink()
     program = f"""
 import json
+from pathlib import Path
 from featurize.encoders import build_encoder
 from featurize.errors import ConfigError
-try:
-    encoder = build_encoder("wav2vec2", {{"pretrained_model": "someone/wavlm", "revision": "{commit}"}})
-    print(json.dumps({{**encoder.settings, **encoder.weights()}}))
-except ConfigError as error:
-    print(json.dumps({{"error": str(error)}}))
+def found():
+    try:
+        encoder = build_encoder("wav2vec2", {{"pretrained_model": "someone/wavlm", "revision": "{commit}"}})
+        return {{**encoder.settings, **encoder.weights()}}
+    except ConfigError as error:
+        return {{"error": str(error)}}
+unknown = found()
+missing = Path({str(repository)!r}, ".no_exist", "{commit}")
+missing.mkdir(parents=True)
+for name in ("preprocessor_config.json", "processor_config.json"):
+    (missing / name).touch()
+print(json.dumps([unknown, found()]))
 """
-    unknown = run_python(program, HF_HUB_CACHE=str(tmp_path), HF_HUB_OFFLINE="1")
+    unknown, known = run_python(program, HF_HUB_CACHE=str(tmp_path), HF_HUB_OFFLINE="1")
     assert "Cannot load someone/wavlm" in unknown["error"]
-    missing = repository / ".no_exist" / commit
-    missing.mkdir(parents=True)
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        (missing / name).touch()
-    known = run_python(program, HF_HUB_CACHE=str(tmp_path), HF_HUB_OFFLINE="1")
     assert known["preprocessor"] == "defaults of Wav2Vec2FeatureExtractor"
     assert known["source"] == "someone/wavlm" and known["revision"] == commit
 

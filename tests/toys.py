@@ -47,6 +47,21 @@ class ToyEncoder(Encoder):
         return Encoded(self.linear(batch["vectors"]))
 
 
+class StuckEncoder(ToyEncoder):
+    """A toy encoder, also by its record, that never gets beyond its first `n_rows`: made to be killed."""
+
+    record = property(lambda self: ToyEncoder().record)
+
+    def __init__(self, n_rows: int):
+        super().__init__()
+        self.n_rows = n_rows
+
+    def prepare(self, raw):
+        while len(self.prepared) >= self.n_rows:
+            time.sleep(0.1)
+        return super().prepare(raw)
+
+
 class ToySource:
     """`contents[row]`: samples, `None` for no audio, or an exception to raise."""
 
