@@ -11,14 +11,13 @@ Conventions
 
 from __future__ import annotations
 
-import stat
-
 import numpy as np
 import numpy.typing as npt
 import soundfile
 import soxr
 
-from featurize.segments import RawAudio, UnreadableInput
+from featurize.limits import MAX_AUDIO_BYTES
+from featurize.segments import RawAudio, UnreadableInput, check_size
 from stores.remote import Location, local_file
 
 Waveform = npt.NDArray[np.float32]  # (n_samples,)
@@ -76,8 +75,7 @@ def _read_file(path: Location, raw: RawAudio) -> tuple[Waveform, int]:
         status = path.stat()
     except OSError as error:
         raise UnreadableInput(f"cannot read {path}: {error.strerror}") from error
-    if not stat.S_ISREG(status.st_mode):  # opening a named pipe would wait forever
-        raise UnreadableInput(f"cannot read {path}: not a regular file; expected an audio file")
+    check_size(path, status, MAX_AUDIO_BYTES)
     if status.st_size == 0:
         raise UnreadableInput(f"{path}: the file is empty; expected audio")
     if path.suffix.lower() == ".raw":  # `SoundFile` goes by the name here, and asks its caller for the format

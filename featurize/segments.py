@@ -89,7 +89,7 @@ Raw = RawText | RawAudio | RawMidi
 def read_limited(path: Location, most_bytes: int) -> bytes:
     """All of a regular file that has at most so many bytes. Raises `UnreadableInput`."""
     try:
-        _check_size(path, path.stat(), most_bytes)
+        check_size(path, path.stat(), most_bytes)
         return local_file(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL byte
         if isinstance(error, UnreadableInput):
@@ -98,7 +98,8 @@ def read_limited(path: Location, most_bytes: int) -> bytes:
         raise UnreadableInput(f"cannot read {path}: {reason}") from error
 
 
-def _check_size(path: Location, status: os.stat_result | RemoteStatus, most_bytes: int) -> None:
+def check_size(path: Location, status: os.stat_result | RemoteStatus, most_bytes: int) -> None:
+    """Raise `UnreadableInput` where it is no regular file, or has more bytes than are ever read."""
     if not stat.S_ISREG(status.st_mode):  # opening a named pipe would wait forever
         raise UnreadableInput(f"cannot read {path}: not a regular file")
     if status.st_size > most_bytes:
@@ -123,7 +124,7 @@ def _pack_span(start_seconds: float | None, end_seconds: float | None) -> bytes:
 def _file_digest(path: Location, most_bytes: int) -> bytes:
     try:
         status = path.stat()
-        _check_size(path, status, most_bytes)
+        check_size(path, status, most_bytes)
         if isinstance(status, RemoteStatus):
             return _cached_remote_digest(path, status.etag)
         return _cached_file_digest(path, status.st_mtime_ns, status.st_size, status.st_ino)

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from featurize.alignment import Measure
-from featurize.limits import Limits
-from featurize.segments import RawAudio, RawMidi, UnreadableInput
+from featurize.limits import MAX_AUDIO_BYTES, Limits
+from featurize.segments import RawAudio, RawMidi, UnreadableInput, check_size
 from featurize.sources.base import Source
 from featurize.workers import Failure, Preparer, Prepares
 from stores.remote import local_file
@@ -151,9 +151,8 @@ class _AudioSeconds:
 
         if raw.path is None:
             return len(raw.samples or b"") / 4 / raw.sample_rate_hz if raw.sample_rate_hz else None
-        return float(
-            soundfile.info(local_file(raw.path)).duration
-        )  # what is no audio raises, and `featurize` says so row by row
+        check_size(raw.path, raw.path.stat(), MAX_AUDIO_BYTES)  # an MP3 without a header is read to its end
+        return float(soundfile.info(local_file(raw.path)).duration)  # what is no audio raises, and `featurize` says so
 
 
 def _midi_times(
