@@ -60,6 +60,8 @@ from stores.zarr_store import new_zarr_tree
 from tests.fusion_contract import make_targets
 from tests.stores_contract import RECORD
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 N_SEGMENTS = 96
 WIDTH = 6
 SLOTS = ("text", "audio", "midi")
@@ -104,7 +106,7 @@ def toy_project(project) -> Path:
     with new_zarr_tree(project / "features.zarr") as tree:
         write_toy_store(tree)
     (project / "config.yaml").write_text(
-        "model: {targets: [{name: liked}]}\ntraining: {epochs: 4, bootstrap: 100, seeds: [0]}\n"
+        "model: {targets: [{name: liked}]}\ntraining: {epochs: 1, bootstrap: 100, seeds: [0]}\n"
     )
     return project
 
@@ -408,7 +410,7 @@ def test_killed_at_random_moments_no_finished_cell_is_repeated_and_the_tables_ar
 
 
 def test_what_carries_the_signal_is_found_and_what_does_not_is_not(store, tmp_path):
-    config = settings(epochs=30, bootstrap=500, seeds=[0, 1])
+    config = settings(epochs=12, lr=1e-2, bootstrap=200)
     config = config.model_copy(
         update={"model": config.model.model_copy(update={"targets": [TargetConfig(name="liked", metric="log_loss")]})}
     )
