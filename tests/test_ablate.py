@@ -410,7 +410,7 @@ def test_killed_at_random_moments_no_finished_cell_is_repeated_and_the_tables_ar
 
 
 def test_what_carries_the_signal_is_found_and_what_does_not_is_not(store, tmp_path):
-    config = settings(epochs=12, lr=1e-2, bootstrap=200)
+    config = settings(epochs=30, bootstrap=500, seeds=[0, 1])
     config = config.model_copy(
         update={"model": config.model.model_copy(update={"targets": [TargetConfig(name="liked", metric="log_loss")]})}
     )
