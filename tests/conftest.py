@@ -21,6 +21,7 @@ from cli import cli
 from featurize.demo import make_demo
 from featurize.workers import process_context
 from stores.remote import RemotePath
+from tests.unrendered import unrendered_pictures
 
 if TYPE_CHECKING:
     from tests.object_storage import FaultyStorage
@@ -54,6 +55,13 @@ def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("demo-data")
     make_demo(root, n_songs=12, segments_per_song=4, segment_seconds=2.0, seed=1)
     return root
+
+
+@pytest.fixture(scope="module")
+def unrendered() -> Iterator[None]:
+    """Reports are written without the pictures' time: `tests.unrendered`."""
+    with unrendered_pictures():
+        yield
 
 
 @pytest.fixture

@@ -45,6 +45,7 @@ FAST = {
     "featurize": ("--workers", "0"),
     "align": ("--workers", "0"),
     "inspect": ("--no-costs",),
+    "report": ("--clips", "2"),
     "demo": ("--songs", "6", "--workers", "0"),
     "existing_embeddings.py": ("--segments", "120", "--songs", "12", "--width", "16", "--audio-width", "8"),
 }

@@ -60,6 +60,8 @@ from stores.zarr_store import new_zarr_tree
 from tests.fusion_contract import make_targets
 from tests.stores_contract import RECORD
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 N_SEGMENTS = 96
 WIDTH = 6
 SLOTS = ("text", "audio", "midi")
@@ -104,7 +106,7 @@ def toy_project(project) -> Path:
     with new_zarr_tree(project / "features.zarr") as tree:
         write_toy_store(tree)
     (project / "config.yaml").write_text(
-        "model: {targets: [{name: liked}]}\ntraining: {epochs: 4, bootstrap: 100, seeds: [0]}\n"
+        "model: {targets: [{name: liked}]}\ntraining: {epochs: 1, bootstrap: 100, seeds: [0]}\n"
     )
     return project
 

@@ -35,7 +35,7 @@ def test_fit_and_ablate_print_every_side():
     pytest.importorskip("lightning")
     from benchmarks import ablate, fit
 
-    few = ("--segments", "150", "--epochs", "1", "--repetitions", "1")
+    few = ("--segments", "80", "--epochs", "1", "--repetitions", "1")
     output = printed(fit.main, *few, "--seeds", "2", "--loss-epochs", "1")
     assert len(RATIO.findall(output)) == 6 and len(re.findall(r"fit minus this [+-]\d", output)) == 2
     output = printed(ablate.main, *few, "--workers", "0")

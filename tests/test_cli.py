@@ -20,6 +20,8 @@ from cli import COMMANDS, cli
 from stores import open_store
 from stores.feature import Status
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 FAST = ("--set", "training.epochs=3", "--set", "training.bootstrap=100", "--seeds", "1")
 
 
@@ -101,12 +103,24 @@ def test_metrics_json_has_what_others_will_read(features, run_cli):
 
 def test_the_same_seed_gives_the_same_run(features, run_cli):
     for name in ("one", "two"):
-        run_cli("fit", "--fusion", "gated", "--name", name, *FAST)
+        run_cli("fit", "--fusion", "gated", "--name", name, "--plain-report", *FAST)
     one, two = (json.loads((features / "runs" / name / "metrics.json").read_text()) for name in ("one", "two"))
     assert {**one, "run": ""} == {**two, "run": ""}
     weights = [(features / "runs" / name / "model.safetensors").read_bytes() for name in ("one", "two")]
     assert weights[0] == weights[1]
-    run_cli("fit", "--fusion", "gated", "--name", "three", *FAST, "--set", "training.seeds=[7]", "--seeds", "2")
+    run_cli(
+        "fit",
+        "--fusion",
+        "gated",
+        "--name",
+        "three",
+        *FAST,
+        "--set",
+        "training.seeds=[7]",
+        "--seeds",
+        "2",
+        "--no-baselines",
+    )
 
 
 def test_folds_are_pooled(features, run_cli):

@@ -27,6 +27,8 @@ from stores.memory_store import MemoryTree
 from stores.store import Part, Store
 from tests.stores_contract import RECORD
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 N, T, WIDTH = 240, 4, 3
 TRAINING = {"epochs": 40, "batch_size": 32, "lr": 1e-2, "weight_decay": 0.01, "seeds": [0], "bootstrap": 200}
 CONFIG = validated({"training": TRAINING}, "test")

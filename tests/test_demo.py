@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import fusion.demo
+
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
@@ -57,7 +59,9 @@ def test_the_data_misses_what_it_should(demo):
     assert abs(metrics["targets"]["mood"]["baselines"]["mask only"]["test"]["value"] - prior) < 0.12
 
 
-def test_again_it_goes_on_and_the_folder_is_a_project(project, run_cli, monkeypatch):
+def test_again_it_goes_on_and_the_folder_is_a_project(project, run_cli, monkeypatch, unrendered):
+    short = "training: {epochs: 2, seeds: [0], bootstrap: 100}\n"
+    monkeypatch.setattr(fusion.demo, "CONFIG", fusion.demo.CONFIG + short)
     assert " 0 encoded now" not in run_cli("demo", "--songs", "6", "--workers", "0").output
     assert run_cli("demo", "--songs", "6", "--workers", "0").output.count(" 0 encoded now, 0 copied") == 3
     monkeypatch.chdir("demo")

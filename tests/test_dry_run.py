@@ -13,6 +13,8 @@ from cli import cli
 from fusion.runs import open_run
 from stores import open_store
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 ENCODE = [("featurize", "--encoder", name, "--workers", "0") for name in ("lsa", "midi_stats")]
 FAST = ("--set", "training.epochs=6", "--set", "training.bootstrap=100", "--seeds", "2")
 

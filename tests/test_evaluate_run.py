@@ -28,10 +28,14 @@ from stores.store import Part, Split, Store
 from stores.zarr_store import new_zarr_tree
 from tests.stores_contract import RECORD
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 SLOTS = ("text", "audio", "midi")
 RATES = {"text": 0.9, "audio": 0.8, "midi": 0.45}
 WIDTH = 12  # the same for all: slots in a wrong order would not be noticed by their shapes
-FIT = ("fit", "--no-baselines", "--set", "training.epochs=60", "--set", "training.bootstrap=200")
+FIT = ("fit", "--no-baselines", "--seeds", "1", "--set", "training.bootstrap=200", "--plain-report")
+SHORT = (*FIT, "--set", "training.epochs=2")  # where the model need not know anything
+LONG = (*FIT, "--set", "training.epochs=20", "--set", "training.lr=3e-3")
 CONFIG = """
 model:
   targets: [{name: mood, metric: macro_f1}, {name: tags}, {name: energy}, {name: shares}]
@@ -94,8 +98,8 @@ def finished(tmp_path_factory) -> Path:
     (folder / "config.yaml").write_text(CONFIG)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        invoke(*FIT, "--seeds", "1")
-        invoke(*FIT, "--seeds", "1", "--fusion", "gated")
+        invoke(*LONG)
+        invoke(*SHORT, "--fusion", "gated")
     return folder
 
 
@@ -184,7 +188,7 @@ def test_the_model_built_again_says_what_predictions_parquet_says(folder):
 
 
 def test_of_several_seeds_it_is_the_kept_one(folder, evaluate, run_cli):
-    run_cli(*FIT, "--seeds", "2", "--name", "two", "--slots", "text,audio")
+    run_cli(*SHORT, "--seeds", "2", "--name", "two", "--slots", "text,audio")
     metrics, found = metrics_of(folder, "two"), evaluate("two")
     kept = metrics["seeds"].index(metrics["model"]["seed"])
     for name, target in found["targets"].items():
@@ -198,7 +202,7 @@ def test_a_fusion_that_reads_frames_reads_them_again(folder, evaluate, run_cli):
     feature = store.feature("text/toy")
     vectors, present = feature.vectors[:], feature.present
     add_feature(store, "text", vectors, present, frames=vectors[:, None] * [[[0.5], [1.0], [1.5]]])
-    run_cli(*FIT, "--seeds", "1", "--fusion", "early", "--set", "training.epochs=2")
+    run_cli(*SHORT, "--fusion", "early")
     found, expected = evaluate("early")["targets"], metrics_of(folder, "early")["targets"]
     for name, target in found.items():
         same(target["score"], expected[name]["splits"]["test"])
@@ -210,7 +214,7 @@ def test_a_fusion_that_reads_frames_reads_them_again(folder, evaluate, run_cli):
 
 
 def test_one_slot_has_one_pattern_and_one_deployment(evaluate, run_cli):
-    run_cli(*FIT, "--seeds", "1", "--name", "one", "--slots", "audio")
+    run_cli(*SHORT, "--name", "one", "--slots", "audio")
     energy = evaluate("one")["targets"]["energy"]
     assert list(energy["presence_patterns"]) == ["audio"]
     assert [found["presence"] for found in energy["deployments"]] == [{"audio": 1.0}]
@@ -220,7 +224,7 @@ def test_one_slot_has_one_pattern_and_one_deployment(evaluate, run_cli):
 
 
 def test_of_folds_it_is_the_first(folder, evaluate, run_cli):
-    run_cli(*FIT, "--seeds", "1", "--name", "folds", "--split", "cv")
+    run_cli(*SHORT, "--name", "folds", "--split", "cv")
     found = evaluate("folds")
     assert found["split"] == "cv.0" and found["part"] == "test"
     assert any("split cv.0" in note and "test parts of 3 folds pooled" in note for note in found["notes"])

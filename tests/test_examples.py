@@ -17,6 +17,8 @@ from tests import test_deberta, test_wav2vec2
 from tests.shown import FAST, Reader, one_process
 from tests.test_ingest import write_split_parquet
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 

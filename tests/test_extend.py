@@ -10,6 +10,8 @@ import pytest
 
 import featurize
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 ROOT = Path(__file__).parents[1]
 CONFIG = """\
 data: {path: my-songs}

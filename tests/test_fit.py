@@ -24,6 +24,8 @@ from stores.memory_store import MemoryTree
 from stores.store import Part, Store
 from tests.stores_contract import RECORD
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 N = 160
 
 

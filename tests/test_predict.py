@@ -31,6 +31,8 @@ from stores.errors import StoreError, TriadError
 from stores.feature import Status
 from stores.store import Part
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 ROOT = Path(__file__).parents[1]
 FAST = ("--no-baselines", "--set", "training.epochs=4", "--set", "training.bootstrap=100")
 CONFIG = "model: {targets: [{name: mood}, {name: energy}]}\n"

@@ -32,6 +32,7 @@ from stores.base import STRING
 from stores.feature import Status
 from stores.memory_store import MemoryTree
 from stores.store import Store
+from tests.unrendered import unrendered_pictures
 
 HOSTILE = "<script>alert(1)</script>"
 SLOTS = {"text": 0.8, "audio": 1.0, "midi": 0.4}  # share of segments that have it
@@ -84,7 +85,8 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "training": {"epochs": 3, "seeds": [0, 1], "bootstrap": 100, "lr": 0.01},
         }
     )
-    run = fit(make_store(), config, runs=tmp_path_factory.mktemp("runs"), name="every-kind").folder
+    with unrendered_pictures():
+        run = fit(make_store(), config, runs=tmp_path_factory.mktemp("runs"), name="every-kind").folder
     alone = tmp_path_factory.mktemp("alone")
     for name in ("metrics.json", "environment.json", "config.yaml", "history.parquet", "predictions.parquet"):
         shutil.copy(run / name, alone)
@@ -231,7 +233,8 @@ def test_a_leaking_split_and_notes_are_said_first(fitted: Path, page: str, tmp_p
     for leaks in (True, False):
         metrics["split"]["leaks"], metrics["notes"] = leaks, [f"Saw {HOSTILE}"]
         (run / "metrics.json").write_text(json.dumps(metrics), "utf-8")
-        html = write_report(run).read_text("utf-8")
+        with unrendered_pictures():
+            html = write_report(run).read_text("utf-8")
         assert ("LEAK: this split cuts through groups" in html) == leaks
         assert "Saw &lt;script&gt;" in html
 

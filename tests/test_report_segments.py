@@ -34,6 +34,7 @@ from fusion.report.positions import place
 from fusion.report.segment_map import NOWHERE, classes_colour, quantized
 from stores import health, open_store
 from tests.test_report import target_metrics, write_run
+from tests.unrendered import unrendered_pictures
 
 SMALL = [part for setting in ("training.epochs=2", "training.seeds=[0]", "training.bootstrap=100")
          for part in ("--set", setting)]  # fmt: skip
@@ -66,6 +67,13 @@ def project(trained, tmp_path, monkeypatch):
     folder = shutil.copytree(trained, tmp_path / "project")
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture
+def unrendered():
+    """For one test; the reports of others are compared with that of `trained`."""
+    with unrendered_pictures():
+        yield
 
 
 def page_of(path="runs/g/report.html"):
@@ -146,7 +154,7 @@ def test_the_report_again_is_the_same_and_the_options_leave_out(project, run_cli
     assert data_of(page_of(), "map-data") is None and "Health of the features" not in page_of()
 
 
-def test_without_store_or_raw_data_it_says_so(project, run_cli):
+def test_without_store_or_raw_data_it_says_so(project, run_cli, unrendered):
     Path("data").rename("elsewhere")
     assert "no texts: The raw data of features.zarr was at " in run_cli("report", "g").output
     assert "no texts" not in run_cli("report", "g", "--data", "elsewhere").output
@@ -160,13 +168,13 @@ def test_without_store_or_raw_data_it_says_so(project, run_cli):
     assert "There is no run or ablation 'h'. Known: g." in run_cli("report", "h", code=2).output
 
 
-def test_features_that_are_no_longer_the_runs_are_not_shown(project, run_cli):
+def test_features_that_are_no_longer_the_runs_are_not_shown(project, run_cli, unrendered):
     run_cli("featurize", "--encoder", "lsa", "--option", "n_components=8", "--replace", "--workers", "0")
     run_cli("report", "g")
     assert [feature["name"] for feature in data_of(page_of(), "map-data")["features"]] == ["midi/midi_stats"]
 
 
-def test_a_file_that_cannot_be_heard_is_named(project, run_cli):
+def test_a_file_that_cannot_be_heard_is_named(project, run_cli, unrendered):
     before = set(data_of(page_of(), "clips"))
     for path in Path("data/audio").iterdir():
         path.write_bytes(b"no audio")
@@ -185,7 +193,7 @@ def test_data_health_counts_what_failed(project, run_cli):
     assert "across the parts of split default" in page
 
 
-def test_what_is_larger_than_memory_is_not_read_to_look_at_it(project, run_cli, monkeypatch):
+def test_what_is_larger_than_memory_is_not_read_to_look_at_it(project, run_cli, unrendered, monkeypatch):
     run_cli("report", "g")
     assert "Nothing was looked at" not in page_of()
     monkeypatch.setattr(memory, "memory_bytes", lambda: 10_000)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import inspect
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import chdir
+from contextlib import chdir, nullcontext
 from pathlib import Path
 
 import click
@@ -27,6 +28,7 @@ from tests import test_clap, test_deberta, test_wav2vec2
 from tests.finetuning_project import make_project
 from tests.shown import DOCUMENTS, FAST, READ, ROOT, RUN, Reader, blocks_of, commands_of, one_process, parse, run_cli
 from tests.test_ingest import write_split_parquet
+from tests.unrendered import unrendered_pictures
 
 BLOCKS = [block for document in DOCUMENTS for block in blocks_of(document)]
 NOT_RUN = [block for block in BLOCKS if block.not_run is not None]
@@ -40,6 +42,7 @@ TO_RUN = [block.document for block in BLOCKS if block.language in RUN and not bl
 WITH_BLOCKS = [document for document in dict.fromkeys(TO_RUN) if document.name not in ELSEWHERE]
 LEARNED = {"text": "deberta", "audio": "mel_cnn", "midi": "event"}
 HELP_ELSEWHERE = {"cli demo"}  # test_demo.py runs it, at full size
+RENDERED = {"README.md"}  # whose reports have their pictures rendered
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -81,7 +84,8 @@ def ingested(fresh, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def finished(fresh, demo_data, tmp_path_factory) -> Path:
     """A project in which everything has been done once: encoders that can learn and some that cannot, runs, folds."""
-    folder = make_project(tmp_path_factory.mktemp("finished") / "project", demo_data)
+    with unrendered_pictures():
+        folder = make_project(tmp_path_factory.mktemp("finished") / "project", demo_data)
     shutil.copytree(fresh, folder, dirs_exist_ok=True)
     with chdir(folder):
         run_cli("fit", "--fusion", "gated", "--no-baselines", *FAST["fit"])
@@ -265,8 +269,9 @@ def test_a_document_works_from_top_to_bottom(document, request, tmp_path, monkey
         PREPARE[document.name](folder)
     monkeypatch.chdir(folder)
     reader = Reader()
-    for block in blocks_of(document):
-        reader.read(block)
+    with nullcontext() if document.name in RENDERED else unrendered_pictures():
+        for block in blocks_of(document):
+            reader.read(block)
     if document.name in AFTERWARDS:
         AFTERWARDS[document.name](reader)
 
@@ -298,25 +303,28 @@ def example_of(command: click.Command) -> str:
 
 
 EXAMPLES = {name: example_of(command) for name, command in commands()}
-BEFOREHAND = {  # what must not be there yet
-    "ingest": ["features.zarr"],
-    "import": ["features.zarr"],
-    "train-encoder": ["encoders/mel_cnn"],
-    "config init": ["config.yaml"],
-}
+BEFOREHAND = {"train-encoder": ["encoders/mel_cnn"]}  # what must not be there yet
 
 
-@pytest.mark.parametrize("name", [name for name, line in EXAMPLES.items() if line not in HELP_ELSEWHERE])
+def run_in_documents() -> set[str]:
+    """Commands that the documents above are run with, as one types them."""
+    shown = [block for block in BLOCKS if block.document in WITH_BLOCKS and block.language == "bash"]
+    lines = [line for block in shown if block.not_run is None for line in commands_of(block.text)]
+    return {shlex.join(words) for line in lines if isinstance(line, list) for words in line}
+
+
+IN_DOCUMENTS = run_in_documents()
+
+
+@pytest.mark.parametrize("name", [name for name, line in EXAMPLES.items() if line not in HELP_ELSEWHERE | IN_DOCUMENTS])
 def test_the_example_of_a_command_runs_as_it_stands(finished, tmp_path, monkeypatch, name):
-    if name == "export":
-        pytest.importorskip("onnxscript", reason="pip install 'triad-fusion[onnx]'")
     folder = shutil.copytree(finished, tmp_path / "project")
-    shutil.copy(folder / "new_songs.parquet", folder / "training_data_with_embeddings.parquet")
     for path in BEFOREHAND.get(name, ()):
         shutil.rmtree(folder / path) if (folder / path).is_dir() else (folder / path).unlink()
     monkeypatch.chdir(folder)
-    for line in commands_of(EXAMPLES[name]):
-        Reader().type(line)
+    with unrendered_pictures():
+        for line in commands_of(EXAMPLES[name]):
+            Reader().type(line)
 
 
 def test_the_store_of_the_examples_is_not_empty(finished):

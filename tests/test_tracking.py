@@ -42,13 +42,14 @@ CONFIG: Config = validated(
 COMMANDS = [["fit"], ["ablate"], ["train-encoder", "--encoder", "mel_cnn"], ["finetune", "--from", "late"]]
 
 # what other people's packages say on import
-pytestmark = pytest.mark.filterwarnings(
+quiet = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning:tensorboard.*",
     "ignore::DeprecationWarning:google.*",
     "ignore::DeprecationWarning:mlflow.*",
     "ignore::DeprecationWarning:wandb.*",
     "ignore::DeprecationWarning:trackio.*",
 )
+pytestmark = [quiet, pytest.mark.usefixtures("unrendered")]
 
 
 @dataclass

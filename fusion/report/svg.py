@@ -69,18 +69,23 @@ def picture(
     draw: Callable[[Figure], None], *, prefix: str, label: str, caption: str, height: float, wide: bool = False
 ) -> Picture:
     """Draw on an empty figure. prefix: unique in the page. label: what a screen reader says."""
-    buffer = BytesIO()
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         # labels may be in any script; the browser has the fonts that matplotlib lacks
         warnings.filterwarnings("ignore", message="Glyph ")
         figure = Figure(figsize=((WIDE if wide else WIDTH) / 72, height / 72), layout="constrained")
         draw(figure)
-        engine = figure.get_layout_engine()
-        assert engine is not None
-        engine.execute(figure)
-        figure.set_layout_engine("none")  # or `savefig` draws all twice, first to lay it out
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return Picture(Markup(_inline(buffer.getvalue(), prefix, label)), caption, wide)
+        svg = _rendered(figure)
+    return Picture(Markup(_inline(svg, prefix, label)), caption, wide)
+
+
+def _rendered(figure: Figure) -> bytes:
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    engine.execute(figure)
+    figure.set_layout_engine("none")  # or `savefig` draws all twice, first to lay it out
+    buffer = BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
 
 
 def _inline(svg: bytes, prefix: str, label: str) -> str:
