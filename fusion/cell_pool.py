@@ -6,7 +6,6 @@ import pickle
 import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Protocol
@@ -14,6 +13,7 @@ from typing import Protocol
 from pebble import ProcessPool
 
 from featurize.user_code import allow_code, allowed_code
+from featurize.workers import process_context
 from fusion.shapley import Cell
 from fusion.shared_tensors import pickled
 from stores.errors import TriadError
@@ -36,7 +36,7 @@ def run_cells(cells: Runs, missing: Sequence[Cell], workers: int) -> Iterator[Ce
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         copied = pickled(cells, Path(folder))
         given = (copied, allowed_code())
-        pool = ProcessPool(workers, context=get_context("spawn"), initializer=_adopt_cells, initargs=given)
+        pool = ProcessPool(workers, context=process_context(__name__), initializer=_adopt_cells, initargs=given)
         try:
             for future in as_completed([pool.schedule(_run_in_worker, args=(cell,)) for cell in missing]):
                 cell, mistake = future.result()

@@ -44,7 +44,7 @@ def worker_server() -> None:
     """
     if "forkserver" in multiprocessing.get_all_start_methods():
         process_context("featurize.extract").set_forkserver_preload(
-            ["featurize.align", "featurize.encoders.mel_stats", "featurize.extract", "featurize.stated_times", "pytest"]
+            ["featurize.align", "featurize.encoders.mel_stats", "featurize.stated_times", "fusion.ablation", "pytest"]
         )
         ensure_running()
 
