@@ -10,7 +10,7 @@ from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: as many processes as cores, so a thread each
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: a process a core, so a thread a process
     os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
@@ -34,11 +34,6 @@ MOOD_SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "mood-sample"
 needs_mood_sample = pytest.mark.skipif(
     not MOOD_SAMPLE.is_dir(), reason="the mood-sample clips are not distributed with the project"
 )
-
-
-def pytest_xdist_auto_num_workers() -> int:
-    """One process more than there are cores: some always wait for a server, a cluster, or a command of their own."""
-    return (os.cpu_count() or 1) + 1
 
 
 @pytest.fixture(scope="session", autouse=True)
