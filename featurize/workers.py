@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future, TimeoutError
 from dataclasses import dataclass
 from threading import Lock
@@ -140,8 +140,7 @@ _row_gib: float | None = None  # its limit, where the system has one
 def _adopt_encoder(encoder: Prepares, limits: Limits, environment: dict[str, str]) -> None:
     global _encoder, _row_gib
     _encoder = encoder
-    os.environ.clear()  # what a server forks has the environment in which the server was started: old credentials
-    os.environ.update(environment)
+    take_environment(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
     if hasattr(os, "nice"):
         os.nice(NICENESS)
@@ -152,6 +151,12 @@ def _adopt_encoder(encoder: Prepares, limits: Limits, environment: dict[str, str
         _row_gib = limits.row_gib
     with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 (a file descriptor is all that is wanted)
         os.dup2(nowhere.fileno(), 2)  # libmpg123 comments on every damaged header; reasons of rows are kept elsewhere
+
+
+def take_environment(environment: Mapping[str, str]) -> None:
+    """What a server forks has the environment in which the server was started: old credentials, or none."""
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 def _prepare_in_worker(raw: Any) -> Any:

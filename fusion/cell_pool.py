@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +14,7 @@ from typing import Protocol
 from pebble import ProcessPool
 
 from featurize.user_code import allow_code, allowed_code
-from featurize.workers import process_context
+from featurize.workers import process_context, take_environment
 from fusion.shapley import Cell
 from fusion.shared_tensors import pickled
 from stores.errors import TriadError
@@ -35,8 +36,9 @@ def run_cells(cells: Runs, missing: Sequence[Cell], workers: int) -> Iterator[Ce
         return
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         copied = pickled(cells, Path(folder))
-        given = (copied, allowed_code())
-        pool = ProcessPool(workers, context=process_context(__name__), initializer=_adopt_cells, initargs=given)
+        given = (copied, allowed_code(), dict(os.environ))
+        context = process_context(type(cells).__module__)
+        pool = ProcessPool(workers, context=context, initializer=_adopt_cells, initargs=given)
         try:
             for future in as_completed([pool.schedule(_run_in_worker, args=(cell,)) for cell in missing]):
                 cell, mistake = future.result()
@@ -51,8 +53,9 @@ def run_cells(cells: Runs, missing: Sequence[Cell], workers: int) -> Iterator[Ce
 _cells: Runs  # of this worker process
 
 
-def _adopt_cells(copied: bytes, code: Sequence[str]) -> None:
+def _adopt_cells(copied: bytes, code: Sequence[str], environment: Mapping[str, str]) -> None:
     global _cells
+    take_environment(environment)
     for module in code:  # its user has named it in the process that started this one
         allow_code(module)
     _cells = pickle.loads(copied)

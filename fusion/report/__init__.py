@@ -87,16 +87,13 @@ def _environment() -> Environment:
 
 def _write(path: Path, template: str, data: dict[str, Any], **variables: Any) -> Path:
     script = "\n".join(files("fusion.report").joinpath(name).read_text("utf-8") for name in SCRIPTS)
-    html = (
-        _environment()
-        .get_template(template)
-        .render(
-            script=Markup(script),
-            # only this script may run, whatever a label or a lyric holds
-            script_hash=base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii"),
-            data={name: script_json(value) for name, value in data.items() if value},
-            **variables,
-        )
+    parsed = _environment().get_template(template)
+    html = parsed.render(
+        script=Markup(script),
+        # only this script may run, whatever a label or a lyric holds
+        script_hash=base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii"),
+        data={name: script_json(value) for name, value in data.items() if value},
+        **variables,
     )
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(html.encode("utf-8", "replace"))  # a lone surrogate in a label is shown as ?
