@@ -11,6 +11,8 @@ Conventions
 
 from __future__ import annotations
 
+import stat
+
 import numpy as np
 import numpy.typing as npt
 import soundfile
@@ -75,6 +77,8 @@ def _read_file(path: Location, raw: RawAudio) -> tuple[Waveform, int]:
         status = path.stat()
     except OSError as error:
         raise UnreadableInput(f"cannot read {path}: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):  # opening a named pipe would wait forever
+        raise UnreadableInput(f"cannot read {path}: not a regular file; expected an audio file")
     check_size(path, status, MAX_AUDIO_BYTES)
     if status.st_size == 0:
         raise UnreadableInput(f"{path}: the file is empty; expected audio")

@@ -154,7 +154,7 @@ def _adopt_encoder(encoder: Prepares, limits: Limits, environment: dict[str, str
 
 
 def take_environment(environment: Mapping[str, str]) -> None:
-    """What a server forks has the environment in which the server was started: old credentials, or none."""
+    """Make it this process's. What a server forks has that of when the server was started: old credentials, or none."""
     os.environ.clear()
     os.environ.update(environment)
 

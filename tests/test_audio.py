@@ -168,7 +168,7 @@ def broken_file(folder: Path, case: str) -> RawAudio:
     ("case", "message"),
     [
         ("missing", r"cannot read .*missing\.wav: No such file"),
-        ("folder", r"folder\.wav: not a regular file"),
+        ("folder", r"folder\.wav: not a regular file; expected an audio file"),
         ("text", r"text\.wav: cannot decode \(.+\); expected WAV, FLAC, OGG, MP3"),
         ("empty", r"empty\.wav: the file is empty"),
         ("headerless", r"headerless\.raw: \*\.raw has no header .*expected WAV"),
