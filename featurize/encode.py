@@ -51,6 +51,8 @@ def set_up(encoder: Encoder, device: str = "auto", precision: str = "fp32") -> E
         raise ConfigError(f"This machine has no {device} device that torch can use. Leave --device away, or say cpu.")
     if device == "cuda":
         torch.backends.cudnn.allow_tf32 = False  # on by default, and good for 1e-3 only: fp32 is to mean fp32
+        if encoder.batch_budget == type(encoder).batch_budget:  # nobody has chosen another
+            encoder.batch_budget = encoder.gpu_batch_budget or encoder.batch_budget
     encoder.precision = precision
     return encoder.eval().to(device)
 

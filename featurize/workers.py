@@ -21,6 +21,7 @@ from typing import Any, Protocol, TypeVar
 from pebble import ProcessExpired, ProcessPool
 from threadpoolctl import threadpool_limits
 
+from featurize.handover import Slots, SlotWriter
 from featurize.limits import DEFAULT_LIMITS, Limits, limit_memory
 from featurize.segments import UnreadableInput
 from stores.errors import RemoteError
@@ -45,6 +46,19 @@ class Prepares(Protocol):
         """What becomes of one input, in another process. Raises `UnreadableInput`."""
 
 
+@dataclass(frozen=True)
+class _Started:
+    """An input that a worker has. slot: for the arrays of its item, where there is one."""
+
+    future: Future[Any]
+    slots: Slots
+    slot: int | None
+
+    def result(self) -> Any:
+        """Waits for it. A slot whose item never comes is not used again: its worker may not be gone yet."""
+        return self.slots.unpack(self.future.result(), self.slot)
+
+
 class Preparer:
     """Runs `encoder.prepare` over rows; `workers=0` does it in this process.
 
@@ -57,6 +71,7 @@ class Preparer:
         self._workers = workers
         self._limits = limits
         self._pool: ProcessPool | None = None
+        self._slots: Slots | None = None
         self._lock = Lock()
         self._started: set[Future[Any]] = set()
         self._left = False
@@ -74,6 +89,8 @@ class Preparer:
         if self._pool is not None:
             self._pool.stop()
             self._pool.join()
+        if self._slots is not None:
+            self._slots.close()
 
     def run(self, jobs: Iterable[tuple[Key, Any]]) -> Iterator[tuple[Key, Any]]:
         """For each (row, raw) in order: (row, item), with `None` for absent and `Failure` for failed.
@@ -84,34 +101,38 @@ class Preparer:
             for row, raw in jobs:
                 yield row, None if raw is None else prepare_safely(self._encoder, raw)
             return
-        waiting: deque[tuple[Key, Future[Any] | None]] = deque()
+        waiting: deque[tuple[Key, _Started | None]] = deque()
         for row, raw in jobs:
             waiting.append((row, None if raw is None else self._start(raw)))
             if len(waiting) >= AHEAD * self._workers:
-                row, future = waiting.popleft()
-                yield row, self._result(future)
-        for row, future in waiting:
-            yield row, self._result(future)
+                row, started = waiting.popleft()
+                yield row, self._result(started)
+        for row, started in waiting:
+            yield row, self._result(started)
 
-    def _start(self, raw: Any) -> Future[Any]:
+    def _start(self, raw: Any) -> _Started:
         with self._lock:
             if self._left:
                 raise CancelledError
-            if self._pool is None:  # not before there is work: starting costs seconds
+            if self._pool is None or self._slots is None:  # not before there is work: starting costs seconds
+                self._slots = Slots(AHEAD * self._workers)
                 self._pool = ProcessPool(
                     self._workers,
                     context=process_context(None if self._light else type(self._encoder).__module__),
                     initializer=_adopt_encoder,
-                    initargs=(self._encoder, self._limits, dict(os.environ)),
+                    initargs=(self._encoder, self._limits, dict(os.environ), self._slots.address),
                 )
-            future: Future[Any] = self._pool.schedule(_prepare_in_worker, args=(raw,), timeout=self._limits.row_seconds)
+            slot = self._slots.take()
+            future: Future[Any] = self._pool.schedule(
+                _prepare_in_worker, args=(raw, slot), timeout=self._limits.row_seconds
+            )
             self._started.add(future)
         future.add_done_callback(self._started.discard)
-        return future
+        return _Started(future, self._slots, slot)
 
-    def _result(self, future: Future[Any] | None) -> Any:
+    def _result(self, started: _Started | None) -> Any:
         try:
-            return None if future is None else future.result()
+            return None if started is None else started.result()
         except TimeoutError:
             return Failure(f"not prepared within {self._limits.row_seconds:g} s")
         except ProcessExpired as error:
@@ -134,12 +155,13 @@ def prepare_safely(encoder: Prepares, raw: Any) -> Any:
 
 
 _encoder: Prepares  # of this worker process
+_slots: SlotWriter
 _row_gib: float | None = None  # its limit, where the system has one
 
 
-def _adopt_encoder(encoder: Prepares, limits: Limits, environment: dict[str, str]) -> None:
-    global _encoder, _row_gib
-    _encoder = encoder
+def _adopt_encoder(encoder: Prepares, limits: Limits, environment: dict[str, str], slots: str | None) -> None:
+    global _encoder, _row_gib, _slots
+    _encoder, _slots = encoder, SlotWriter(slots)
     take_environment(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
     if hasattr(os, "nice"):
@@ -159,8 +181,8 @@ def take_environment(environment: Mapping[str, str]) -> None:
     os.environ.update(environment)
 
 
-def _prepare_in_worker(raw: Any) -> Any:
-    return prepare_safely(_encoder, raw)
+def _prepare_in_worker(raw: Any, slot: int | None) -> Any:
+    return _slots.pack(prepare_safely(_encoder, raw), slot)
 
 
 _has_server = False  # of this process: one that forks workers

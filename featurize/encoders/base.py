@@ -89,6 +89,7 @@ class Encoder(nn.Module, ABC):
     has_frames: ClassVar[bool] = False  # `forward` returns frames where `with_frames` is set
     precisions: tuple[str, ...] = ("fp32",)  # what --precision may ask for; bf16 runs under autocast
     batch_budget: int = 32  # of one batch, in the unit of `cost`, padding counted
+    gpu_batch_budget: ClassVar[int | None] = None  # in its place on a GPU, where that takes more at once
     sort_rows: ClassVar[int] = 64  # consecutive rows that are prepared, sorted by cost, and batched; bounds memory
 
     width: int  # D

@@ -56,6 +56,7 @@ class Wav2Vec2Encoder(AudioEncoder):
     precisions = ("fp32", "bf16")
     has_frames = True
     batch_budget = 1_280_000  # samples: 8 windows of 10 s take wav2vec2-base 1.3 GB in float32; more are no faster
+    gpu_batch_budget = 5_120_000
 
     def __init__(
         self,
