@@ -149,6 +149,11 @@ def train_encoder_command(
     default=None,
     help="Read the store chunk by chunk, or into memory. [default: training.stream, auto: by its size]",
 )
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+    help="Where it trains. [default: training.device, cpu]",
+)
 @click.option("--allow-pending", is_flag=True, help="Count rows that are not featurized yet as missing.")
 @click.option("--allow-leak", is_flag=True, help="Accept encoders that saw labels of held-out groups; the run says so.")
 @track_option
@@ -179,6 +184,7 @@ def fit_command(project: Project, as_json: bool, dry_run: bool, runs: Path, plai
         features=options["features"],
         seeds=options["seeds"],
         stream=options["stream"],
+        device=options["device"],
     )
     same = {key: options[key] for key in ("name", "allow_pending", "allow_leak", "overwrite")} | {"runs": runs}
     split, baselines = options["split_name"], options["with_baselines"]

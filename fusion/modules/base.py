@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from fusion.device import not_known_yet
 from fusion.modules.dropout import ByteDropout
 
 PROJECTION_SCALE = 0.1  # standard deviation of a projected unit-variance vector at the start
@@ -107,9 +108,9 @@ class SlotProjections(nn.Module):
         tokens = []
         for index, slot in enumerate(self.slots):
             project, null = self.projections[module_name(slot)], self.nulls[index]
-            if torch.compiler.is_exporting():  # a graph whose shapes do not depend on what is there
+            if not_known_yet(present):
                 here = present[:, index : index + 1]
-                vectors = torch.where(here, features[slot], 0.0)  # before the product: 0 × NaN is NaN
+                vectors = self.dropout(torch.where(here, features[slot], 0.0))  # before the product: 0 × NaN is NaN
                 tokens.append(torch.where(here, project(vectors), null))
             else:  # what is missing is not multiplied: with holes and dropped slots, half of all products
                 rows = present[:, index].nonzero()[:, 0]
@@ -122,6 +123,9 @@ class SlotProjections(nn.Module):
         """A slot's frames (B, T, D), projected as its vectors: (B, T, H), zeros where `real`, bool (B, T), is false."""
         # one draw for all frames of a row: a frame is much like its neighbours, which would tell what was dropped
         values = values * self.dropout(values.new_ones(values.shape[0], 1, values.shape[2]))
+        if not_known_yet(real):
+            here = real[:, :, None]
+            return torch.where(here, self.projections[module_name(slot)](torch.where(here, values, 0.0)), 0.0)
         projected = project_padded(self.projections[module_name(slot)], values[real], real.numel())
         return projected.new_zeros(*real.shape, projected.shape[1]).masked_scatter(real[:, :, None], projected)
 
