@@ -112,7 +112,7 @@ class SlotGradients:
 
     def read(self) -> dict[str, float]:
         """Each slot's mean norm over the steps since the last time; nothing where there was none."""
-        means: Counter[str] = Counter()
+        means = Counter[str]()
         for values in torch.stack(self._steps).tolist() if self._steps else ():
             norms = dict(zip(self._by_slot, values, strict=True))
             means.update({slot: norm / len(self._steps) for slot, norm in norms.items()})
@@ -122,7 +122,7 @@ class SlotGradients:
                     self.blown_up = [max(self._before, key=lambda slot: self._before[slot])]
                 self._before = norms
         self._steps = []
-        return means
+        return dict(means)
 
     def _norm(self, parameters: Sequence[nn.Parameter]) -> Tensor:
         """Of their gradients; zero, and on the same device, where there are none."""
