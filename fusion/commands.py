@@ -12,7 +12,7 @@ import click
 from featurize.commands import complete_encoders
 from featurize.project import Project, code_option, project_options
 from fusion.completion import complete_fusions
-from fusion.options import feature_option, show_trackers, target_option, track_option
+from fusion.options import device_option, feature_option, show_trackers, target_option, track_option
 from stores.completion import complete_splits
 
 FEW_GROUPS = 30  # below this a bootstrap over groups is rough
@@ -149,11 +149,7 @@ def train_encoder_command(
     default=None,
     help="Read the store chunk by chunk, or into memory. [default: training.stream, auto: by its size]",
 )
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
-    help="Where it trains. [default: training.device, cpu]",
-)
+@device_option
 @click.option("--allow-pending", is_flag=True, help="Count rows that are not featurized yet as missing.")
 @click.option("--allow-leak", is_flag=True, help="Accept encoders that saw labels of held-out groups; the run says so.")
 @track_option

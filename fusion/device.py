@@ -30,10 +30,10 @@ def device_facts(device: torch.device) -> dict[str, Any]:
 
 
 def not_known_yet(values: Tensor) -> bool:
-    """Whether nothing may depend on these numbers: a GPU would be waited for, a graph to be exported has none."""
+    """Whether nothing may depend on these numbers (…): a GPU would be waited for, a graph to be exported has none."""
     return values.device.type != "cpu" or torch.compiler.is_exporting()
 
 
 def in_float64(values: Tensor) -> Tensor:
-    """On the same device; of Apple's, which has no float64, on the CPU."""
+    """Numbers (…) on the same device; of Apple's, which has no float64, on the CPU."""
     return (values.cpu() if values.device.type == "mps" else values).double()
