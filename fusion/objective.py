@@ -37,7 +37,7 @@ class Objective(Protocol):
         """(B, K) to scalar: a mean over those of rows (B,) that have a label; zero where none has."""
 
     def weight(self, rows: Tensor) -> float | Tensor:
-        """What the mean over these rows (n,) divides by; 1 where it is over nothing."""
+        """What the mean over these rows (n,) divides by; never zero, also where it is over nothing."""
 
     def predict(self, logits: Tensor) -> np.ndarray:
         """(n, K), in terms that a user knows."""

@@ -73,10 +73,10 @@ class Target:
         """Mean loss over the rows whose label is known, (B, K) to scalar; zero where none is."""
         known = self._is_known(rows)
         if not_known_yet(known):
-            # replaced before and behind: what has no label passes no gradient on, not even NaN
-            of_rows = self._loss(torch.where(known[:, None], logits, 0.0), self.truth[rows], "none")
-            of_rows = of_rows.flatten(start_dim=1).mean(dim=1) if of_rows.ndim > 1 else of_rows
-            return torch.where(known, of_rows, 0.0).sum() / self.weight(rows)
+            unknown = ~known  # replaced before and behind: what has no label passes no gradient on, not even NaN
+            of_rows = self._loss(logits.masked_fill(unknown[:, None], 0.0), self.truth[rows], "none")
+            of_rows = of_rows.mean(dim=1) if of_rows.ndim > 1 else of_rows
+            return of_rows.masked_fill(unknown, 0.0).sum() / self._weight(rows, known)
         logits, truth = logits[known], self.truth[rows][known]
         return self._loss(logits, truth, "mean") if len(truth) else logits.sum() * 0.0
 
@@ -93,13 +93,22 @@ class Target:
         return F.mse_loss(logits, (truth - self.mean) / self.scale, reduction=reduction)
 
     def weight(self, rows: Tensor) -> float | Tensor:
-        """What `loss` divides by: of rows (n,) those with a label, or the sum of their class weights; 1 for nothing."""
-        known, weights = self._is_known(rows), self.class_weights if self.kind == "categorical" else None
+        """What `loss` divides by: of rows (n,) those with a label, or the sum of their class weights; never zero."""
+        known = self._is_known(rows)
         if not_known_yet(known):
-            of_rows = known.float() if weights is None else torch.where(known, weights[self.truth[rows]], 0.0)
-            return torch.where(of_rows.any(), of_rows.sum(), 1.0)
-        rows = rows[known]
+            return self._weight(rows, known)
+        rows, weights = rows[known], self._class_weights_of_rows
         return (float(len(rows)) if weights is None else float(weights[self.truth[rows]].sum())) or 1.0
+
+    def _weight(self, rows: Tensor, known: Tensor) -> Tensor:
+        weights = self._class_weights_of_rows
+        of_rows = known.float() if weights is None else weights[self.truth[rows]].masked_fill(~known, 0.0)
+        return of_rows.sum().clamp(min=torch.finfo(of_rows.dtype).tiny)
+
+    @property
+    def _class_weights_of_rows(self) -> Tensor | None:
+        """Where a row weighs what its class does: (K,)."""
+        return self.class_weights if self.kind == "categorical" else None
 
     def _is_known(self, rows: Tensor) -> Tensor:
         """bool (n,); `NOBODY` has no label."""
