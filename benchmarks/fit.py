@@ -2,6 +2,7 @@
 
     python -m benchmarks.fit                    # 11,605 segments, five pairs each, and validation losses of five seeds
     python -m benchmarks.fit --segments 1000 --epochs 2 --repetitions 1 --seeds 1
+    python -m benchmarks.fit --device cuda      # both sides on a GPU, without Lightning; and `fit` there beside the CPU
 
 The same tensors (`benchmarks.bayes`: 768 + 512 + 512 in float16, much of it missing), the same 70% of the songs to
 learn from and 15% to validate on after each epoch, batches of 256, hidden width 256, the same optimizer and schedule.
@@ -14,6 +15,10 @@ Measured is a whole training, from the loaded tensors to the trained model, stan
 - the *bare loop without dropout* is the same, and nothing is dropped; beside it `fit` drops nothing either.
 - *Lightning*: the same head and optimizer in a `LightningModule`, a `Dataset` of rows in a `DataLoader`, its default
   precision (float32) or bf16-mixed, without logging, checkpoints and progress bar.
+
+On a GPU everything lies there, and the bare loop waits for nothing before its end. What the GPU gains is told by the
+epoch, as `fit` itself clocks it, validation included, the first one left out: of `late`, and of `early` and
+`cross_attention` on 16 frames a slot, of fewer segments.
 """
 
 from __future__ import annotations
@@ -21,7 +26,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
+from statistics import median
 from typing import Any
 
 import click
@@ -36,10 +43,13 @@ from benchmarks.bayes import KINDS, N_SEGMENTS, Task, make_task
 from benchmarks.lightning_loop import cosine, fit_in_lightning, make_adamw
 from benchmarks.pairs import paired
 from fusion.config import FusionConfig, TrainingConfig
+from fusion.data import SegmentData
+from fusion.device import device_facts, training_device
 from fusion.train import train
 
 HIDDEN_DIM = 256
 DROPOUT = 0.3
+N_FRAMES = 16
 WITHOUT_EXTRAS = {"modality_dropout": 0.0, "weight_averaging": 0.0, "slot_weight_decay": None}
 
 
@@ -69,12 +79,12 @@ class PlainHead(nn.Module):
         return self.classify(self.dropout(fused))
 
 
-def standardized(task: Task, dtype: torch.dtype) -> list[Tensor]:
+def standardized(task: Task, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
     """Every slot's vectors by the training rows that are present; zeros where they are not."""
     found = []
-    for index, vectors in enumerate(task.data.vectors.values()):
-        here = task.data.present[:, index]
-        rows = torch.from_numpy(task.train_rows)
+    for index, stored in enumerate(task.data.vectors.values()):
+        vectors, here = stored.to(device), task.data.present[:, index].to(device)
+        rows = torch.from_numpy(task.train_rows).to(device)
         known = vectors[rows[here[rows]]].float()
         ready = (vectors.float() - known.mean(0)) / known.std(0, correction=0)
         found.append(ready.mul_(here[:, None]).to(dtype))
@@ -84,27 +94,28 @@ def standardized(task: Task, dtype: torch.dtype) -> list[Tensor]:
 def bare_loop(task: Task, training: TrainingConfig, dropout: float, seed: int) -> float:
     """The best validation loss."""
     torch.manual_seed(seed)
-    vectors, truth = standardized(task, torch.bfloat16), task.target.truth
-    model = PlainHead([slot.shape[1] for slot in vectors], task.target.n_outputs, dropout)
+    device = training.device
+    vectors, truth = standardized(task, torch.bfloat16, device), task.target.truth.to(device)
+    model = PlainHead([slot.shape[1] for slot in vectors], task.target.n_outputs, dropout).to(device)
     optimizer = make_adamw(model, training)
-    train_rows, val_rows = torch.from_numpy(task.train_rows), torch.from_numpy(task.val_rows)
+    train_rows, val_rows = (torch.from_numpy(rows).to(device) for rows in (task.train_rows, task.val_rows))
     n_steps = training.epochs * math.ceil(len(train_rows) / training.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, n_steps))
-    best = math.inf
+    losses = []
     for _ in range(training.epochs):
         model.train()
-        for rows in train_rows[torch.randperm(len(train_rows))].split(training.batch_size):
+        for rows in train_rows[torch.randperm(len(train_rows), device=device)].split(training.batch_size):
             optimizer.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast(device, torch.bfloat16):
                 logits = model([slot[rows] for slot in vectors])
             F.cross_entropy(logits.float(), truth[rows]).backward()
             optimizer.step()
             schedule.step()
         model.eval()
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
             logits = model([slot[val_rows] for slot in vectors])
-        best = min(best, float(F.cross_entropy(logits.float(), truth[val_rows])))
-    return best
+        losses.append(F.cross_entropy(logits.float(), truth[val_rows]))
+    return float(torch.stack(losses).min())
 
 
 class Rows(Dataset):
@@ -145,18 +156,45 @@ def our_fit(task: Task, training: TrainingConfig, dropout: float, seed: int) -> 
 def seconds_per_epoch(run: Callable[..., float], task: Task, training: TrainingConfig, dropout: float) -> float:
     started = time.perf_counter()
     run(task, training, dropout, 0)
+    if training.device == "cuda":
+        torch.cuda.synchronize()
     return (time.perf_counter() - started) / training.epochs
+
+
+def with_frames(data: SegmentData) -> SegmentData:
+    """Half to all of 16 frames a row in every slot: its vector, and noise."""
+    draw = torch.Generator().manual_seed(0)
+    frames, n_frames = {}, {}
+    for slot, vectors in data.vectors.items():
+        noise = torch.randn(len(vectors), N_FRAMES, vectors.shape[1], generator=draw)
+        frames[slot] = noise.mul_(0.3).add_(vectors[:, None]).half()
+        n_frames[slot] = torch.randint(N_FRAMES // 2, N_FRAMES + 1, (len(vectors),), generator=draw)
+    return replace(data, frames=frames, n_frames=n_frames)
+
+
+def beside_the_cpu(task: Task, framed: Task, device: str, epochs: int) -> None:
+    """What an epoch of `fit` takes on each, and the best validation losses."""
+    for strategy, of in (("late", task), ("early", framed), ("cross_attention", framed)):
+        fusion = FusionConfig(strategy=strategy, hidden_dim=HIDDEN_DIM, dropout=DROPOUT)
+        seconds, losses = {}, {}
+        for where in (device, "cpu"):
+            training = TrainingConfig(epochs=1 + epochs, patience=1 + epochs, device=where)
+            history = train(of.data, [of.target], of.train_rows, of.val_rows, fusion, training, 0).history
+            seconds[where] = median(epoch["seconds"] for epoch in history[1:])
+            losses[where] = min(epoch["val_loss"] for epoch in history)
+        what = f"{strategy}, {len(of.train_rows):,} segments{f', {N_FRAMES} frames' if of.data.frames else ''}"
+        times = ", ".join(f"{where} {1000 * taken:,.1f} ms" for where, taken in seconds.items())
+        faster = f"{seconds['cpu'] / seconds[device]:.1f} times as fast"
+        print(f"  {what}: {times}, {faster}; losses {losses[device]:.4f} and {losses['cpu']:.4f}")
 
 
 def compare_losses(task: Task, training: TrainingConfig, seeds: int) -> None:
     """Means over seeds with standard deviations, and the difference in pairs with its standard error."""
+    runs: dict[str, Callable[..., float]] = {"fit without extras": our_fit, "bare loop": bare_loop}
+    if training.device == "cpu":
+        runs["Lightning in bf16-mixed"] = partial(lightning_fit, precision="bf16-mixed")
     found = {
-        name: np.array([run(task, training, DROPOUT, seed) for seed in range(seeds)])
-        for name, run in (
-            ("fit without extras", our_fit),
-            ("bare loop", bare_loop),
-            ("Lightning in bf16-mixed", partial(lightning_fit, precision="bf16-mixed")),
-        )
+        name: np.array([run(task, training, DROPOUT, seed) for seed in range(seeds)]) for name, run in runs.items()
     }
     ours = found["fit without extras"]
     for name, losses in found.items():
@@ -175,20 +213,31 @@ def compare_losses(task: Task, training: TrainingConfig, seeds: int) -> None:
 @click.option("--repetitions", default=5, show_default=True)
 @click.option("--seeds", default=5, show_default=True, help="Of the validation losses; 0 leaves them out.")
 @click.option("--loss-epochs", default=30, show_default=True, help="Of a training whose validation loss is compared.")
-def main(segments: int, epochs: int, repetitions: int, seeds: int, loss_epochs: int) -> None:
-    print(f"{machine('torch', 'lightning')}, {torch.get_num_threads()} threads")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--frame-segments", default=2000, show_default=True, help="Those with frames, where GPU and CPU compare.")
+def main(
+    segments: int, epochs: int, repetitions: int, seeds: int, loss_epochs: int, device: str, frame_segments: int
+) -> None:
+    if device == "cpu":
+        print(f"{machine('torch', 'lightning')}, {torch.get_num_threads()} threads")
+    else:
+        print(f"{device_facts(training_device(device))['name']}; {machine('torch')}")
     task = make_task(KINDS["additive"], segments, 1, 0)
     print(f"{segments:,} segments, {len(task.train_rows):,} of them to learn from; seconds per epoch of {epochs}")
-    full = TrainingConfig(epochs=epochs, patience=epochs)
+    full = TrainingConfig(epochs=epochs, patience=epochs, device=device)
     plain = full.model_copy(update=WITHOUT_EXTRAS)
-    for name, training, dropout, other, run in (
+    pairs: list[tuple[str, TrainingConfig, float, str, Callable[..., float]]] = [
         ("fit", full, DROPOUT, "bare loop", bare_loop),
         ("fit without extras", plain, DROPOUT, "bare loop", bare_loop),
         ("fit without dropout", full, 0.0, "bare loop without dropout", bare_loop),
         ("fit without extras and dropout", plain, 0.0, "bare loop without dropout", bare_loop),
-        ("fit", full, DROPOUT, "Lightning", lightning_fit),
-        ("fit", full, DROPOUT, "Lightning in bf16-mixed", partial(lightning_fit, precision="bf16-mixed")),
-    ):
+    ]
+    if device == "cpu":
+        pairs += [
+            ("fit", full, DROPOUT, "Lightning", lightning_fit),
+            ("fit", full, DROPOUT, "Lightning in bf16-mixed", partial(lightning_fit, precision="bf16-mixed")),
+        ]
+    for name, training, dropout, other, run in pairs:
 
         def ours(training: TrainingConfig = training, dropout: float = dropout) -> float:
             return seconds_per_epoch(our_fit, task, training, dropout)
@@ -200,6 +249,11 @@ def main(segments: int, epochs: int, repetitions: int, seeds: int, loss_epochs: 
     if seeds:
         print(f"Best validation loss in {loss_epochs} epochs, {seeds} seeds:")
         compare_losses(task, plain.model_copy(update={"epochs": loss_epochs, "patience": loss_epochs}), seeds)
+    if device != "cpu":
+        framed = make_task(KINDS["additive"], frame_segments, 1, 0)
+        framed = replace(framed, data=with_frames(framed.data))
+        print("Where an epoch is computed:")
+        beside_the_cpu(task, framed, device, epochs=min(epochs, 2))
 
 
 if __name__ == "__main__":

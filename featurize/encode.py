@@ -44,17 +44,23 @@ def set_up(encoder: Encoder, device: str = "auto", precision: str = "fp32") -> E
     if precision not in encoder.precisions:
         can = " and ".join(encoder.precisions)
         raise ConfigError(f"Encoder {encoder.name} computes in {can}, not in {precision}.")
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if device == "auto":
-        device = next(name for name in ("cuda", "mps", "cpu") if there[name])
-    if not there[device]:
-        raise ConfigError(f"This machine has no {device} device that torch can use. Leave --device away, or say cpu.")
+    device = usable_device(device)
     if device == "cuda":
         torch.backends.cudnn.allow_tf32 = False  # on by default, and good for 1e-3 only: fp32 is to mean fp32
         if encoder.batch_budget == type(encoder).batch_budget:  # nobody has chosen another
             encoder.batch_budget = encoder.gpu_batch_budget or encoder.batch_budget
     encoder.precision = precision
     return encoder.eval().to(device)
+
+
+def usable_device(name: str) -> str:
+    """One of `DEVICES`; for `auto` a GPU where there is one, else the CPU. Raises `ConfigError` where it is missing."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return next(device for device in ("cuda", "mps", "cpu") if there[device])
+    if not there[name]:
+        raise ConfigError(f"This machine has no {name} device that torch can use. Leave --device away, or say cpu.")
+    return name
 
 
 def device_of(encoder: Encoder) -> torch.device:

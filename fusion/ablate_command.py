@@ -14,7 +14,7 @@ import click
 
 from featurize.project import Project, code_option, project_options
 from fusion.completion import complete_fusion_list
-from fusion.options import feature_option, show_trackers, target_option, track_option
+from fusion.options import device_option, feature_option, show_trackers, target_option, track_option
 from fusion.table import interval_text, model_label, value_text
 from stores.completion import complete_splits
 from stores.console import is_quiet
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 )
 @click.option("--ablations", type=click.Path(path_type=Path), default=Path("ablations"), show_default=True)
 @click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that train.")
+@device_option
 @click.option("--allow-pending", is_flag=True, help="Count rows that are not featurized yet as missing.")
 @click.option("--allow-leak", is_flag=True, help="Accept encoders that saw labels of held-out groups; it is noted.")
 @track_option
@@ -67,6 +68,7 @@ def ablate_command(
     target_names: tuple[str, ...],
     features: tuple[str, ...],
     tracker_names: tuple[str, ...],
+    device: str | None,
     dry_run: bool,
     as_json: bool,
     **options: Any,
@@ -85,7 +87,7 @@ def ablate_command(
     from fusion.tracking import open_trackers
 
     trackers = open_trackers(tracker_names)
-    config = settings(project.config, target=target_names, features=features, seeds=seeds)
+    config = settings(project.config, target=target_names, features=features, seeds=seeds, device=device)
     named = named_fusions(fusions)
     subsets = named_subsets(slots)
     if dry_run:
@@ -149,6 +151,7 @@ def fit_line(metrics: Mapping[str, Any], config: Any, options: Mapping[str, Any]
         ("--target", options["target_names"]),
         ("--feature", options["features"]),
         ("--seeds", [options["seeds"]] if options["seeds"] else []),
+        ("--device", [options["device"]] if options["device"] else []),
         ("--config", [options["config_path"]] if options["config_path"] else []),
         ("--store", [options["store_path"]] if options["store_path"] != Path("features.zarr") else []),
     ):

@@ -33,6 +33,7 @@ from fusion import baselines
 from fusion.cell_pool import run_cells
 from fusion.config import Config, FusionConfig, TrainingConfig
 from fusion.data import SegmentData, choose_features, load_segments
+from fusion.device import device_facts, training_device
 from fusion.digest import code_digest, digest
 from fusion.evaluate import patterns
 from fusion.fitting import PARTS, open_splits
@@ -150,7 +151,9 @@ def _write_tables(
     }
     write_config(folder, config)
     fingerprints = {feature: store.feature(feature).fingerprint for feature in features.values()}
-    write_json(folder / "environment.json", environment(store=store.tree.location, features=fingerprints))
+    device = device_facts(training_device(config.training.device))
+    facts = environment(store=store.tree.location, features=fingerprints, device=device)
+    write_json(folder / "environment.json", facts)
     for table in TABLES:
         write_rows(folder, table, [row for rows in found for row in rows[table]])
     write_json(folder / "metrics.json", metrics)
@@ -169,6 +172,8 @@ def open_ablation(
     allow_leak: bool = False,
 ) -> Opened:
     """As `ablate`, up to where the first cell would be run; writes nothing."""
+    training = config.training.model_copy(update={"device": training_device(config.training.device).type})
+    config = config.model_copy(update={"training": training})  # what `auto` is here decides the cells
     fusions = list(dict.fromkeys(FUSIONS if fusions is None else fusions))
     if not fusions:
         raise ConfigError(f"No fusion to try. Name some: --fusion {','.join(FUSIONS)}")

@@ -24,7 +24,8 @@ class WeightAverage:
         self.model = copy.deepcopy(model).requires_grad_(False) if decay else model
         self._means: list[Tensor] = [*self.model.parameters()]
         self._weights: list[Tensor] = [*model.parameters()]
-        self._buffers = list(zip(self.model.buffers(), model.buffers(), strict=True))
+        self._mean_buffers: list[Tensor] = [*self.model.buffers()]
+        self._buffers: list[Tensor] = [*model.buffers()]
 
     @torch.no_grad()
     def update(self) -> None:
@@ -34,8 +35,8 @@ class WeightAverage:
         self._steps += 1
         decay = min(self._decay, (1 + self._steps) / (10 + self._steps))
         torch._foreach_lerp_(self._means, self._weights, 1 - decay)
-        for mean, buffer in self._buffers:
-            mean.copy_(buffer)
+        if self._buffers:
+            torch._foreach_copy_(self._mean_buffers, self._buffers)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of it; nothing where it is off."""

@@ -13,7 +13,7 @@ compared with the mean of the others.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from featurize.errors import ConfigError
 from fusion.config import LoopConfig
-from fusion.objective import Objective, total_loss
+from fusion.device import in_float64, not_known_yet
+from fusion.objective import NOBODY, Objective, total_loss
 from fusion.optimization import slot_parameters
 
 
@@ -49,7 +50,8 @@ class SlotBalance:
         if self._on and not self._by_slot:
             raise ConfigError("auxiliary_loss and gradient_modulation are for fusions; this model has no slots.")
         if self._on:
-            model.slot_heads = SlotHeads(len(self._by_slot), model.fusion.hidden_dim, targets)
+            heads = SlotHeads(len(self._by_slot), model.fusion.hidden_dim, targets)
+            model.slot_heads = heads.to(targets[0].known.device)
 
     def forward(
         self, inputs: Any, shown: Tensor, rows: Tensor, batch: Tensor, present: Tensor
@@ -67,9 +69,13 @@ class SlotBalance:
             embeddings = embeddings.detach()
         losses = []
         for index, heads in enumerate(self._model.slot_heads):
-            here = shown[:, index]
-            alone = [head(embeddings[:, index]).float()[here] for head in heads]  # products of one shape
-            losses.append(total_loss(self._targets, alone, rows[here], batch[present[:, index]]))
+            here, in_batch = shown[:, index], present[:, index]
+            alone = [head(embeddings[:, index]).float() for head in heads]  # products of one shape
+            if not_known_yet(here):
+                of_rows, of_batch = torch.where(here, rows, NOBODY), torch.where(in_batch, batch, NOBODY)
+            else:
+                alone, of_rows, of_batch = [out[here] for out in alone], rows[here], batch[in_batch]
+            losses.append(total_loss(self._targets, alone, of_rows, of_batch))
         of_slots = torch.stack(losses)
         self._losses = of_slots.detach() if self._losses is None else self._losses + of_slots.detach()
         self._seen = present.any(dim=0)
@@ -78,12 +84,11 @@ class SlotBalance:
     def modulate(self) -> None:
         """Shrink the gradients of the slot that is ahead; once a batch, before they are clipped."""
         if self._training.gradient_modulation > 0 and self._losses is not None:
-            seen = zip(self._by_slot, self._losses.tolist(), self._seen.tolist(), strict=True)
-            losses = {slot: loss for slot, loss, is_seen in seen if is_seen}
-            for slot, factor in modulation(losses, self._training.gradient_modulation).items():
-                for parameter in self._by_slot[slot]:
-                    if parameter.grad is not None:
-                        parameter.grad.mul_(factor)
+            factors = modulation(self._losses, self._seen, self._training.gradient_modulation)
+            for factor, weights in zip(factors, self._by_slot.values(), strict=True):
+                for weight in weights:
+                    if weight.grad is not None:
+                        weight.grad.mul_(factor.to(weight.device))
         self._losses = None
 
     def finish(self) -> None:
@@ -92,15 +97,15 @@ class SlotBalance:
             del self._model.slot_heads
 
 
-def modulation(losses: Mapping[str, float], strength: float) -> dict[str, float]:
-    """Slot to what its gradients are multiplied by: 1, or less for a slot surer than the others' mean.
+def modulation(losses: Tensor, seen: Tensor, strength: float) -> Tensor:
+    """What each slot's gradients are multiplied by: 1, or less for a slot surer than the others' mean.
 
-    losses: of the slots that were shown at all. strength: alpha of the source; 0 changes nothing.
+    losses: (M,). seen: bool (M,), the slots that were shown at all. strength: alpha of the source; 0 changes nothing.
     """
-    scores = torch.tensor(list(losses.values()), dtype=torch.float64).neg().exp()
-    factors = {}
-    for index, slot in enumerate(losses):
-        others = (scores.sum() - scores[index]) / max(1, len(scores) - 1)
-        is_ahead = len(scores) > 1 and bool(scores[index] > others)
-        factors[slot] = float(1 - torch.tanh(strength * scores[index] / others)) if is_ahead else 1.0
-    return factors
+    losses = in_float64(losses)
+    seen = seen.to(losses.device)
+    scores = torch.where(seen, losses.neg().exp(), 0.0)
+    n_others = seen.sum() - 1
+    others = (scores.sum() - scores) / n_others.clamp(min=1)
+    is_ahead = seen & (n_others > 0) & (scores > others)
+    return torch.where(is_ahead, 1 - torch.tanh(strength * scores / others), 1.0)

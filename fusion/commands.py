@@ -12,7 +12,7 @@ import click
 from featurize.commands import complete_encoders
 from featurize.project import Project, code_option, project_options
 from fusion.completion import complete_fusions
-from fusion.options import feature_option, show_trackers, target_option, track_option
+from fusion.options import device_option, feature_option, show_trackers, target_option, track_option
 from stores.completion import complete_splits
 
 FEW_GROUPS = 30  # below this a bootstrap over groups is rough
@@ -149,6 +149,7 @@ def train_encoder_command(
     default=None,
     help="Read the store chunk by chunk, or into memory. [default: training.stream, auto: by its size]",
 )
+@device_option
 @click.option("--allow-pending", is_flag=True, help="Count rows that are not featurized yet as missing.")
 @click.option("--allow-leak", is_flag=True, help="Accept encoders that saw labels of held-out groups; the run says so.")
 @track_option
@@ -179,6 +180,7 @@ def fit_command(project: Project, as_json: bool, dry_run: bool, runs: Path, plai
         features=options["features"],
         seeds=options["seeds"],
         stream=options["stream"],
+        device=options["device"],
     )
     same = {key: options[key] for key in ("name", "allow_pending", "allow_leak", "overwrite")} | {"runs": runs}
     split, baselines = options["split_name"], options["with_baselines"]

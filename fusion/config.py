@@ -112,7 +112,10 @@ class TrainingConfig(LoopConfig):
     )
     modality_dropout: float = Field(0.3, ge=0, lt=1, description="Chance that a present slot is hidden in a step.")
     precision: Literal["auto", "fp32", "bf16"] = Field(  # type: ignore[assignment]  # train resolves it
-        "auto", description="bf16: matrix products in bfloat16; auto: where the processor multiplies it natively."
+        "auto", description="bf16: matrix products in bfloat16; auto: where the device multiplies it natively."
+    )
+    device: Literal["cpu", "cuda", "mps", "auto"] = Field(
+        "cpu", description="Where it trains; auto: on a GPU where there is one. A CPU gives the same bits every time."
     )
     stream: Stream = Field(
         "auto", description="Read the store chunk by chunk, in shuffled order; auto: where memory is too small for it."

@@ -17,6 +17,7 @@ from torch import Tensor
 from featurize.errors import ConfigError
 from featurize.segments import MODALITIES
 from fusion.config import Config
+from fusion.device import not_known_yet
 from fusion.model import FusionModel
 from fusion.modules.base import Frames, Inputs, Standardized
 from stores.errors import StoreError
@@ -59,8 +60,15 @@ class StoredSegments(Protocol):
         """The song of each segment, text (N,)."""
 
     @property
+    def device(self) -> torch.device:
+        """Where batches are; all else of these stays on the CPU."""
+
+    @property
     def evaluation_batch(self) -> int:
         """Rows that fit in memory at once where nothing is learned."""
+
+    def to(self, device: torch.device) -> StoredSegments:
+        """The same segments, whose batches are there."""
 
     def epoch_order(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Row numbers (n,) in the order in which an epoch learns from them."""
@@ -113,6 +121,26 @@ class SegmentData:
         return {slot: frames.shape[1] for slot, frames in self.frames.items()}
 
     @property
+    def device(self) -> torch.device:
+        """Where vectors, frames and so batches are."""
+        return next(iter(self.vectors.values())).device
+
+    def to(self, device: torch.device) -> SegmentData:
+        """The same segments, with vectors and frames there. Raises `ConfigError` where they are too large for it."""
+        try:
+            return replace(
+                self,
+                vectors={slot: vectors.to(device) for slot, vectors in self.vectors.items()},
+                frames={slot: frames.to(device) for slot, frames in self.frames.items()},
+                n_frames={slot: n_frames.to(device) for slot, n_frames in self.n_frames.items()},
+            )
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(
+                f"The features in use are too large for the memory of {device}. Send them there batch by batch, "
+                "cli fit --stream, or train on the CPU, --device cpu."
+            ) from error
+
+    @property
     def evaluation_batch(self) -> int:
         """With frames, fewer rows: a row is as large as its slots' vectors and frames together."""
         return rows_at_once(self.max_frames)
@@ -126,7 +154,7 @@ class SegmentData:
     ) -> Iterator[tuple[Tensor, dict[str, Inputs]]]:
         """For each batch of row numbers: these, and by slot the vectors (B, D_slot), or `Frames` where there are any.
 
-        Nothing is augmented: it would have to be before the encoder.
+        rows: on the device of the vectors. Nothing is augmented: it would have to be before the encoder.
         """
         for batch in rows:
             yield batch, {slot: self._batch(slot, batch) for slot in self.vectors}
@@ -165,8 +193,8 @@ class SegmentData:
             return self
         vectors = {}
         for index, (slot, values) in enumerate(self.vectors.items()):
-            ready = torch.zeros(values.shape, dtype=dtype)
-            for rows in torch.nonzero(self.present[:, index])[:, 0].split(EVALUATION_BATCH):
+            ready = torch.zeros(values.shape, dtype=dtype, device=values.device)
+            for rows in torch.nonzero(self.present[:, index])[:, 0].to(values.device).split(EVALUATION_BATCH):
                 ready[rows] = model.standardize_slot(slot, values[rows], dtype)
             vectors[slot] = ready
         return replace(self, vectors=vectors, is_standardized=True)
@@ -178,7 +206,9 @@ class SegmentData:
         if slot not in self.frames:
             return vectors
         n_frames = self.n_frames[slot][rows]
-        longest = int(n_frames.max()) if len(rows) else 0
+        longest = self.max_frames[slot]
+        if not not_known_yet(n_frames):
+            longest = int(n_frames.max()) if len(rows) else 0
         return Frames(vectors, self.frames[slot][rows, :longest], first_frames(n_frames, longest))
 
 
@@ -260,7 +290,7 @@ def rows_at_once(max_frames: Mapping[str, int]) -> int:
 
 def first_frames(n_frames: Tensor, longest: int) -> Tensor:
     """How many frames rows have, int (B,), as a mask: bool (B, longest)."""
-    return torch.arange(longest) < n_frames[:, None]
+    return torch.arange(longest, device=n_frames.device) < n_frames[:, None]
 
 
 def _slot_order(slots: set[str]) -> list[str]:

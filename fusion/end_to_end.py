@@ -21,6 +21,7 @@ from featurize.encoders.base import Encoder
 from featurize.errors import ConfigError
 from fusion.data import SegmentData, shuffled
 from fusion.dataset import SlotEncoders
+from fusion.device import CPU
 from fusion.model import FusionModel
 from fusion.modules.base import Frames, MultimodalFusion
 from fusion.raw_data import EVALUATION_BATCH, RawInputs
@@ -112,6 +113,7 @@ class EndToEndData:
         stored = [slot for slot in segments.slots if slot not in inputs]
         self._stored = segments.only(stored) if stored else None
 
+    device = CPU  # of the batches; the encoders have their own
     epoch_order = staticmethod(shuffled)
 
     def batches(

@@ -20,6 +20,7 @@ from fusion import baselines
 from fusion.checkpoint import Checkpoint
 from fusion.config import Config, FusionConfig, TrainingConfig
 from fusion.data import SegmentData, StoredSegments, choose_features
+from fusion.device import device_facts, training_device
 from fusion.evaluate import FUSION, Predictions, evaluate, pattern_rows, patterns
 from fusion.gaps import gaps
 from fusion.leaks import check_encoders
@@ -75,13 +76,14 @@ def fit(
     """
     strategy = config.model.fusion.strategy
     name = check_name(runs, name or free_name(runs, fusion_class(strategy).name), overwrite)
+    device = training_device(config.training.device)  # asked before anything is read
     loaded = load_inputs(store, config, split_name, allow_pending=allow_pending, allow_leak=allow_leak)
     data, targets, splits, notes = loaded.data, loaded.targets, loaded.splits, loaded.notes
 
     slots = {slot: feature.partition("/")[2] for slot, feature in data.features.items()}
     run = TrackedRun("fit", name, config.model_dump(mode="json"), {"slots": slots})
     with tracked(trackers, run, runs / name) as log, new_run(runs, name) as folder:
-        key = training_key(store, data, targets, splits, config)
+        key = f"{training_key(store, data, targets, splits, config)} {device.type}"
         job = _Job(
             data,
             targets,
@@ -120,7 +122,8 @@ def fit(
             "model": {"split": job.saved.split, "seed": job.saved.seed, "epoch": job.saved.trained.best_epoch},
         }
         write_config(folder, config)
-        write_json(folder / "environment.json", run_environment(store, data.features, splits))
+        facts = {**run_environment(store, data.features, splits), "device": device_facts(device)}
+        write_json(folder / "environment.json", facts)
         write_table(folder / "history.parquet", pa.Table.from_pylist(job.history).to_pydict())
         test = job.results[FUSION]["test"]
         write_table(folder / "predictions.parquet", prediction_table(data, targets, splits, test, job.weights))

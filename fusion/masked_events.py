@@ -34,6 +34,10 @@ class MaskedEvents:
         """Itself: there is nothing to learn beforehand from rows (n,)."""
         return self
 
+    def to(self, device: torch.device) -> Self:
+        """Itself: it computes nothing by rows."""
+        return self
+
     def loss(self, losses: Tensor, rows: Tensor) -> Tensor:
         """The mean of losses (B,), in nats."""
         return losses.mean()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fusion.device import in_float64
 from fusion.modules.base import Frames, Inputs, MultimodalFusion, Standardized, module_name, pooled
 from fusion.modules.dropout import ByteDropout
 from fusion.targets import Target
@@ -123,7 +124,7 @@ class Moments:
         for piece in rows.split(PIECE_ROWS):
             if len(piece) == 0:
                 continue
-            piece = piece.double()
+            piece = in_float64(piece)
             mean = piece.mean(dim=0)
             variance = (piece - mean).square_().mean(dim=0)  # a fourth of the time of `var_mean`
             before, self.n = self.n, self.n + len(piece)

@@ -7,6 +7,7 @@ says which are whose in `slot_parameters`; any other model's weights are all sha
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from featurize.errors import ConfigError
 from fusion.config import LoopConfig, SlotTrainingConfig
+from fusion.device import not_known_yet
 
 DOMINANT_SHARE = 0.9  # of the slots' squared gradient norms: nine times what all others have together
 
@@ -72,7 +74,7 @@ def _factor(step: int, *, n_steps: int, warmup: float, schedule: str) -> float:
 
 
 class SlotGradients:
-    """Norms and clipping of one model's gradients, slot by slot.
+    """Norms and clipping of one model's gradients, slot by slot. Norms are read once an epoch: to read is to wait.
 
     blown_up: the slots whose gradients were the first that are not finite; of all at once, the one that was largest
     before; none while all are finite.
@@ -88,13 +90,15 @@ class SlotGradients:
             limit = training.slots.get(slot, SlotTrainingConfig()).clip
             if limit is not None or training.clip_per_slot:
                 self._alone[slot] = training.clip if limit is None else limit
-        self._before: dict[str, Tensor] = {}
+        self._device = next(model.parameters()).device
+        self._steps: list[Tensor] = []  # of each the norms (M,), since they were read
+        self._before: dict[str, float] = {}
         self.blown_up: list[str] = []
 
     def clip(self) -> dict[str, Tensor]:
         """Scale gradients down to their limits. Returns each slot's norm (a scalar), as it was before."""
-        norms = {slot: _norm(parameters) for slot, parameters in self._by_slot.items()}
-        together, squares = [*self._shared], [_norm(self._shared).square()]
+        norms = {slot: self._norm(parameters) for slot, parameters in self._by_slot.items()}
+        together, squares = [*self._shared], [self._norm(self._shared).square()]
         for slot, parameters in self._by_slot.items():
             if slot in self._alone:
                 _scale_down(parameters, self._alone[slot], norms[slot])
@@ -102,12 +106,28 @@ class SlotGradients:
                 together += parameters
                 squares.append(norms[slot].square())
         _scale_down(together, self._training.clip, torch.stack(squares).sum().sqrt())
-        if not self.blown_up:
-            self.blown_up = [slot for slot, norm in norms.items() if not norm.isfinite()]
-            if self._before and len(self.blown_up) == len(norms):
-                self.blown_up = [max(self._before, key=lambda slot: float(self._before[slot]))]
-            self._before = norms
+        if norms:
+            self._steps.append(torch.stack([*norms.values()]))
         return norms
+
+    def read(self) -> dict[str, float]:
+        """Each slot's mean norm over the steps since the last time; nothing where there was none."""
+        means = Counter[str]()
+        for values in torch.stack(self._steps).tolist() if self._steps else ():
+            norms = dict(zip(self._by_slot, values, strict=True))
+            means.update({slot: norm / len(self._steps) for slot, norm in norms.items()})
+            if not self.blown_up:
+                self.blown_up = [slot for slot, norm in norms.items() if not math.isfinite(norm)]
+                if self._before and len(self.blown_up) == len(norms):
+                    self.blown_up = [max(self._before, key=lambda slot: self._before[slot])]
+                self._before = norms
+        self._steps = []
+        return dict(means)
+
+    def _norm(self, parameters: Sequence[nn.Parameter]) -> Tensor:
+        """Of their gradients; zero, and on the same device, where there are none."""
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        return norm.to(self._device)
 
 
 def dominating_slot(history: Sequence[Mapping[str, Any]], slots: Sequence[str]) -> tuple[str, float] | None:
@@ -124,9 +144,6 @@ def dominating_slot(history: Sequence[Mapping[str, Any]], slots: Sequence[str]) 
 
 
 def _scale_down(parameters: Sequence[nn.Parameter], limit: float, norm: Tensor) -> None:
-    if not norm <= limit:  # also where it is NaN: then all gradients become NaN, and the loop says so
+    # also where it is NaN: then all gradients become NaN, and the loop says so. What is small is multiplied by 1
+    if not_known_yet(norm) or not norm <= limit:
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-
-
-def _norm(parameters: Sequence[nn.Parameter]) -> Tensor:
-    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

@@ -28,6 +28,11 @@ feature_option = click.option(
     shell_complete=complete_features,
     help="Which feature fills a slot; repeatable.",
 )
+device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+    help="Where heads are trained. [default: training.device, cpu]",
+)
 track_option = click.option(
     "--track",
     "tracker_names",

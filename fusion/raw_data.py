@@ -25,6 +25,7 @@ from featurize.extract import RawSource
 from featurize.segments import Raw, RawAudio, RawMidi, UnreadableInput
 from featurize.workers import Failure, Preparer
 from fusion.data import shuffled
+from fusion.device import CPU
 
 EVALUATION_BATCH = 16
 
@@ -80,6 +81,7 @@ class RawInputs:
         kept: np.ndarray = rows[self.present[rows, 0].numpy()]
         return kept
 
+    device = CPU  # of the batches; the encoder has its own
     epoch_order = staticmethod(shuffled)
 
     def batches(self, rows: Sequence[Tensor], augmentation_seed: int | None = None) -> Iterator[tuple[Tensor, Batch]]:

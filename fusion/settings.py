@@ -23,12 +23,13 @@ def settings(
     features: Mapping[str, str] | Names = None,
     seeds: int | Sequence[int] | None = None,
     stream: bool | None = None,
+    device: str | None = None,
 ) -> Config:
     """What is `None` stays as configured.
 
     fusion: a name, `my_fusion.py:MyFusion`, or a class. target: what to predict, `mood` or `mood:categorical`. slots:
     which to use. features: which fills a slot, `{"audio": "clap"}` or `audio/clap`. seeds: how many, or which. stream:
-    `training.stream`. Raises `ConfigError` where it does not fit together.
+    `training.stream`. device: `training.device`. Raises `ConfigError` where it does not fit together.
     """
     found = given_config(config, Config)
     values = found.model_dump(mode="python")
@@ -42,6 +43,8 @@ def settings(
         training["seeds"] = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if stream is not None:
         training["stream"] = stream
+    if device is not None:
+        training["device"] = device
     if names := listed(target):
         configured = {target.name: target for target in found.model.targets}
         values["model"]["targets"] = [_target(name, configured) for name in names]

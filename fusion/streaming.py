@@ -30,8 +30,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from featurize.encode import Sender
 from fusion.config import Stream
 from fusion.data import SegmentData, first_frames, is_present, load_segments, rows_at_once
+from fusion.device import CPU
 from fusion.memory import too_large
 from fusion.model import FusionModel
 from fusion.modules.base import Frames, Inputs, Standardized
@@ -90,8 +92,13 @@ class Standardizer:
         """Room for n vectors: their bits, int (n, D), as numpy knows no bfloat16."""
         return {"vectors": np.empty((n, width), np.int16 if self.dtype.itemsize == 2 else np.int32)}
 
+    def of_vectors(self, slot: str, vectors: Tensor) -> Tensor:
+        """(n, D) to (n, D)."""
+        return self.model.standardize_slot(slot, vectors, self.dtype)
+
     def __call__(self, slot: str, arrays: Arrays) -> Arrays:
-        found = self.model.standardize_slot(slot, torch.from_numpy(arrays["vectors"]), self.dtype)
+        """The vectors' bits in place of them."""
+        found = self.of_vectors(slot, torch.from_numpy(arrays["vectors"]))
         return {"vectors": found.view(torch.int16 if self.dtype.itemsize == 2 else torch.int32).numpy()}
 
 
@@ -141,6 +148,7 @@ class StreamedSegments:
     window_bytes: int = WINDOW_BYTES
     at_hand: list[RowFile] = field(default_factory=list)  # one at most, for these and all that `only` makes of them
     standardizer: Standardizer | None = None
+    device: torch.device = CPU
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -181,13 +189,13 @@ class StreamedSegments:
 
         Rows may come in any order; fast are an ascending one and `epoch_order`'s.
         """
-        wanted = torch.cat(list(rows)).numpy() if len(rows) else np.zeros(0, np.int64)
+        wanted = torch.cat(list(rows)).cpu().numpy() if len(rows) else np.zeros(0, np.int64)
         source: RowSource = self.chunks
         if self.at_hand and self.at_hand[0].has(wanted):
             source = self.at_hand[0]
         windows = self._windows(source, source.places(wanted))
         window = _Window(0, 0, {slot: self._room(source, slot, 0) for slot in self.slots})
-        start = 0
+        start, send = 0, Sender(self.device)
         for batch in rows:
             stop = start + len(batch)
             pieces = [{slot: window.piece(slot, start, stop) for slot in self.slots}]
@@ -198,7 +206,7 @@ class StreamedSegments:
             if window.stop == stop:
                 window = window.after()
             start = stop
-            yield batch, {slot: self._batch([piece[slot] for piece in pieces]) for slot in self.slots}
+            yield batch, {slot: self._batch(slot, [piece[slot] for piece in pieces], send) for slot in self.slots}
 
     def only(self, slots: Sequence[str]) -> StreamedSegments:
         """The same segments with some of the slots, in this order."""
@@ -210,8 +218,12 @@ class StreamedSegments:
             max_frames={slot: most for slot, most in self.max_frames.items() if slot in slots},
         )
 
+    def to(self, device: torch.device) -> StreamedSegments:
+        """The same segments; each batch is sent there as it stands in the store."""
+        return replace(self, device=device)
+
     def standardized(self, model: FusionModel, dtype: torch.dtype) -> StreamedSegments:
-        """As `SegmentData.standardized`; done window by window."""
+        """As `SegmentData.standardized`; done window by window, and on a GPU batch by batch."""
         return self if self.max_frames else replace(self, standardizer=Standardizer(model, dtype))
 
     def keep_at_hand(self, rows: np.ndarray, folder: Path | None = None) -> None:
@@ -272,26 +284,36 @@ class StreamedSegments:
             part = parts.pop()
             if part.slot not in found:
                 found[part.slot] = self._room(source, part.slot, span[1] - span[0])
-            arrays = part.arrays if self.standardizer is None else self.standardizer(part.slot, part.arrays)
+            arrays = part.arrays if self._of_windows is None else self._of_windows(part.slot, part.arrays)
             for kind, values in arrays.items():
                 found[part.slot][kind][part.to] = values
         return _Window(*span, found)
 
     def _room(self, source: RowSource, slot: str, n: int) -> Arrays:
-        return source.empty(slot, n) if self.standardizer is None else self.standardizer.empty(self.widths[slot], n)
+        return source.empty(slot, n) if self._of_windows is None else self._of_windows.empty(self.widths[slot], n)
 
-    def _batch(self, pieces: Sequence[Arrays]) -> Inputs:
+    @property
+    def _of_windows(self) -> Standardizer | None:
+        """What standardizes a window when it is put together; for a GPU batches are standardized there."""
+        return self.standardizer if self.device.type == "cpu" else None
+
+    def _batch(self, slot: str, pieces: Sequence[Arrays], send: Sender) -> Inputs:
         arrays = {
             kind: torch.from_numpy(np.concatenate([piece[kind] for piece in pieces]) if len(pieces) > 1 else values)
             for kind, values in pieces[0].items()
         }
+        if "frames" in arrays:
+            n_frames = arrays.pop("n_frames").long()
+            longest = int(n_frames.max()) if len(n_frames) else 0
+            arrays |= {"frames": arrays["frames"][:, :longest], "mask": first_frames(n_frames, longest)}
+        arrays = send(arrays).arrived()
+        if self._of_windows is not None:
+            return Standardized(arrays["vectors"].view(self._of_windows.dtype))
         if self.standardizer is not None:
-            return Standardized(arrays["vectors"].view(self.standardizer.dtype))
+            return Standardized(self.standardizer.of_vectors(slot, arrays["vectors"]))
         if "frames" not in arrays:
             return arrays["vectors"]
-        n_frames = arrays["n_frames"].long()
-        longest = int(n_frames.max()) if len(n_frames) else 0
-        return Frames(arrays["vectors"], arrays["frames"][:, :longest], first_frames(n_frames, longest))
+        return Frames(arrays["vectors"], arrays["frames"], arrays["mask"])
 
 
 def _chunks_of_a_window(n_chunks: int, at_most: int) -> int:

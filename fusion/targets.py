@@ -20,6 +20,7 @@ from torch import Tensor
 from featurize.config import TargetConfig, TargetKind
 from featurize.errors import ConfigError
 from featurize.labels import resolve_targets
+from fusion.device import not_known_yet
 from stores.store import Store
 
 
@@ -63,27 +64,55 @@ class Target:
             return replace(self, mean=float(truth.mean()), scale=scale if scale > 0 else 1.0)
         return replace(self, class_weights=self._class_weights(truth))
 
+    def to(self, device: torch.device) -> Target:
+        """The same target for logits that are there."""
+        weights = None if self.class_weights is None else self.class_weights.to(device)
+        return replace(self, truth=self.truth.to(device), known=self.known.to(device), class_weights=weights)
+
     def loss(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Mean loss over the rows whose label is known, (B, K) to scalar; zero where none is."""
-        known = self.known[rows]
+        known = self._is_known(rows)
+        if not_known_yet(known):
+            unknown = ~known  # replaced before and behind: what has no label passes no gradient on, not even NaN
+            of_rows = self._loss(logits.masked_fill(unknown[:, None], 0.0), self.truth[rows], "none")
+            of_rows = of_rows.mean(dim=1) if of_rows.ndim > 1 else of_rows
+            return of_rows.masked_fill(unknown, 0.0).sum() / self._weight(rows, known)
         logits, truth = logits[known], self.truth[rows][known]
-        if len(truth) == 0:
-            return logits.sum() * 0.0
-        if self.kind == "categorical":
-            return F.cross_entropy(logits, truth, weight=self.class_weights, label_smoothing=self.label_smoothing)
-        if self.kind == "soft_distribution":
-            return F.cross_entropy(logits, truth, weight=self.class_weights, label_smoothing=self.label_smoothing)
+        return self._loss(logits, truth, "mean") if len(truth) else logits.sum() * 0.0
+
+    def _loss(self, logits: Tensor, truth: Tensor, reduction: str) -> Tensor:
+        """A scalar, the `mean`; or with `none`, of each row (B,) or of each number (B, K)."""
+        if self.kind in ("categorical", "soft_distribution"):
+            weights, smoothing = self.class_weights, self.label_smoothing
+            return F.cross_entropy(logits, truth, weight=weights, label_smoothing=smoothing, reduction=reduction)
         if self.kind == "multi_label":
             smooth = truth * (1 - self.label_smoothing) + 0.5 * self.label_smoothing
-            return F.binary_cross_entropy_with_logits(logits, smooth, pos_weight=self.class_weights)
-        return F.mse_loss(logits, (truth - self.mean) / self.scale)
+            return F.binary_cross_entropy_with_logits(
+                logits, smooth, pos_weight=self.class_weights, reduction=reduction
+            )
+        return F.mse_loss(logits, (truth - self.mean) / self.scale, reduction=reduction)
 
-    def weight(self, rows: Tensor) -> float:
-        """What `loss` divides by: of rows (n,) those with a label, or the sum of their class weights."""
-        known = rows[self.known[rows]]
-        if self.kind == "categorical" and self.class_weights is not None:
-            return float(self.class_weights[self.truth[known]].sum())
-        return float(len(known))
+    def weight(self, rows: Tensor) -> float | Tensor:
+        """What `loss` divides by: of rows (n,) those with a label, or the sum of their class weights; never zero."""
+        known = self._is_known(rows)
+        if not_known_yet(known):
+            return self._weight(rows, known)
+        rows, weights = rows[known], self._class_weights_of_rows
+        return (float(len(rows)) if weights is None else float(weights[self.truth[rows]].sum())) or 1.0
+
+    def _weight(self, rows: Tensor, known: Tensor) -> Tensor:
+        weights = self._class_weights_of_rows
+        of_rows = known.float() if weights is None else weights[self.truth[rows]].masked_fill(~known, 0.0)
+        return of_rows.sum().clamp(min=torch.finfo(of_rows.dtype).tiny)
+
+    @property
+    def _class_weights_of_rows(self) -> Tensor | None:
+        """Where a row weighs what its class does: (K,)."""
+        return self.class_weights if self.kind == "categorical" else None
+
+    def _is_known(self, rows: Tensor) -> Tensor:
+        """bool (n,); `NOBODY` has no label."""
+        return self.known[rows] & (rows >= 0)
 
     def predict(self, logits: Tensor) -> np.ndarray:
         """float64 (n, K): probabilities, shares, or values in the label's units."""

@@ -6,6 +6,10 @@ mean divides by, so that their gradients add up to the batch's.
 Where a batch comes from is the data's affair (`batches`), and so is the order of an epoch (`epoch_order`): stored
 vectors are whole tensors and a batch is an index into them (`fusion.data`), or they are larger than memory and come in
 windows (`fusion.streaming`); raw segments are prepared on the way and pass through their encoder (`fusion.raw_data`).
+
+The order of an epoch and the slots that are hidden in it are drawn on the CPU, so that a seed means the same
+everywhere, and go to the device at once. While an epoch lasts nothing is read from there, neither losses nor norms
+(`fusion.device`).
 """
 
 from __future__ import annotations
@@ -13,7 +17,6 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -27,11 +30,12 @@ from fusion.balance import SlotBalance
 from fusion.checkpoint import Best, Checkpoint, TrainingState
 from fusion.config import FusionConfig, LoopConfig, TrainingConfig
 from fusion.data import StoredSegments
+from fusion.device import training_device
 from fusion.early_stopping import StoppingRule
 from fusion.missing import drop_slots
 from fusion.model import FusionModel
 from fusion.modules import build_fusion
-from fusion.objective import Objective, total_loss
+from fusion.objective import EpochLoss, Objective, total_loss
 from fusion.optimization import SlotGradients, make_optimizer
 from fusion.precision import resolved
 from fusion.targets import Target
@@ -39,11 +43,15 @@ from stores.errors import TriadError
 
 
 class TrainingData(Protocol):
-    """present: bool (N, M). evaluation_batch: rows that fit in memory at once where nothing is learned."""
+    """What the loop learns from. Only batches are on the device; a model that has another brings its logits back."""
 
     @property
     def present(self) -> Tensor:
         """bool (N, M): which slots each segment has."""
+
+    @property
+    def device(self) -> torch.device:
+        """Of batches, and of the row numbers and labels that belong to them."""
 
     @property
     def evaluation_batch(self) -> int:
@@ -86,22 +94,29 @@ def train(
     seed: int,
     checkpoint: Checkpoint | None = None,
 ) -> Trained:
-    """Fit one fusion on stored vectors. train_rows, val_rows: int64 (n,). Raises `TriadError` as `train_model` does."""
+    """Fit one fusion on stored vectors. train_rows, val_rows: int64 (n,). The model comes back on the CPU.
+
+    Raises `ConfigError` where `training.device` is not there, `TriadError` as `train_model` does.
+    """
     torch.manual_seed(seed)
-    training = resolved(training)
+    device = training_device(training.device)
+    training = resolved(training, device)
     train_rows = _with_a_label(train_rows, targets)
     for target in targets:
         target.fitted_to(train_rows)  # refuses what cannot be learned, before a model is built for it
     module = build_fusion(
         fusion.strategy, data.widths, fusion.hidden_dim, fusion.dropout, fusion.attention_heads, fusion.options
     )
-    model = FusionModel(module, data.widths, targets, fusion.dropout, tuple(data.max_frames))
+    model = FusionModel(module, data.widths, targets, fusion.dropout, tuple(data.max_frames)).to(device)
+    data = data.to(device)
     for index, slot in enumerate(data.slots):
-        rows = torch.from_numpy(train_rows[data.present[train_rows, index].numpy()])
+        rows = torch.from_numpy(train_rows[data.present[train_rows, index].numpy()]).to(device)
         batches = data.only([slot]).batches(rows.split(data.evaluation_batch))
         model.fit_standardization(slot, (inputs[slot] for _, inputs in batches))
     data = data.standardized(model, torch.bfloat16 if training.precision == "bf16" else torch.float32)
-    return train_model(model, data, targets, train_rows, val_rows, training, seed, checkpoint=checkpoint)
+    trained = train_model(model, data, targets, train_rows, val_rows, training, seed, checkpoint=checkpoint)
+    model.cpu()
+    return trained
 
 
 def train_model(
@@ -127,6 +142,7 @@ def train_model(
     generator = torch.Generator().manual_seed(seed)  # order and dropped slots, apart from weights and dropout
     train_rows, val_rows = _with_a_label(train_rows, targets), _with_a_label(val_rows, targets)
     targets = [target.fitted_to(train_rows) for target in targets]
+    learned = [target.to(data.device) for target in targets]
     if len(val_rows) == 0:
         raise TriadError("No validation segment has a label, so there is nothing to stop by. Make another split.")
 
@@ -135,7 +151,7 @@ def train_model(
     steps_per_epoch = math.ceil(len(train_rows) / batch_size)
     device = next(model.parameters()).device
     gradients = SlotGradients(model, training)
-    balance = SlotBalance(model, targets, training)  # its heads are optimized with the model, not clipped with it
+    balance = SlotBalance(model, learned, training)  # its heads are optimized with the model, not clipped with it
     optimizer, schedule = make_optimizer(model, training, training.epochs * steps_per_epoch)
     stopping = StoppingRule(training.early_stopping, targets)
     averaged = WeightAverage(model, training.weight_averaging)
@@ -150,34 +166,37 @@ def train_model(
         epoch = done + 1
         started = time.perf_counter()
         model.train()
-        train_loss, norms = 0.0, Counter[str]()
         batches: Sequence[Tensor] = ()
+        presence: Sequence[Tensor] = ()
         if epoch:
-            batches = data.epoch_order(torch.from_numpy(train_rows), generator).split(batch_size)
+            order = data.epoch_order(torch.from_numpy(train_rows), generator)
+            present = drop_slots(data.present[order], training.modality_dropout, generator)
+            batches, presence = (of_all.to(data.device).split(batch_size) for of_all in (order, present))
         pieces = [piece for batch in batches for piece in batch.split(piece_size)]
         inputs_of_pieces = data.batches(pieces, augmentation_seed=seed * 10_000 + epoch)
-        for batch in batches:
-            present = drop_slots(data.present[batch], training.modality_dropout, generator)
+        losses = EpochLoss()
+        for batch, present in zip(batches, presence, strict=True):
             optimizer.zero_grad(set_to_none=True)
             for shown in present.split(piece_size):
                 rows, inputs = next(inputs_of_pieces)
                 with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bf16"):
                     logits, slots_alone = balance.forward(inputs, shown, rows, batch, present)
-                loss = total_loss(targets, [out.float() for out in logits], rows, batch)
+                loss = total_loss(learned, [out.float() for out in logits], rows, batch)
                 (loss + slots_alone).backward()
-                train_loss += float(loss.detach()) * len(batch) / len(train_rows)
+                losses.add(loss, len(batch))
             balance.modulate()
-            norms.update({slot: float(norm) / steps_per_epoch for slot, norm in gradients.clip().items()})
+            gradients.clip()
             optimizer.step()
             schedule.step()
             averaged.update()
 
+        train_loss, norms = losses.read(len(train_rows)), gradients.read()
         logits, _ = infer(averaged.model, data, val_rows)
         val_loss = float(total_loss(targets, logits, torch.from_numpy(val_rows)))
         badness = stopping.badness(val_loss, logits, val_rows)
         seconds = time.perf_counter() - started
-        losses = {"epoch": epoch, "train_loss": train_loss if epoch else None, "val_loss": val_loss, "seconds": seconds}
-        state.history.append({**losses, **{f"gradient_norm.{slot}": norm for slot, norm in norms.items()}})
+        facts = {"epoch": epoch, "train_loss": train_loss if epoch else None, "val_loss": val_loss, "seconds": seconds}
+        state.history.append({**facts, **{f"gradient_norm.{slot}": norm for slot, norm in norms.items()}})
         if gradients.blown_up or not (math.isfinite(train_loss) and math.isfinite(val_loss)):
             culprits = gradients.blown_up or ([max(norms, key=lambda slot: norms[slot])] if norms else [])
             raise _diverged(train_loss, val_loss, culprits, training, epoch, seed, checkpoint)
@@ -200,14 +219,15 @@ def train_model(
 def infer(
     model: nn.Module, data: TrainingData, rows: np.ndarray, present: Tensor | None = None
 ) -> tuple[list[Tensor], Tensor | None]:
-    """Logits (n, K) for each target, and slot weights (n, M) or `None`, for some rows.
+    """Logits (n, K) for each target, and slot weights (n, M) or `None`, for some rows; on the CPU.
 
     present: bool (n, M) in place of what is there, to hide slots from the model.
     """
     model.eval()
     found: list[Tensor] = []  # outputs, and weights where there are; made at once, or heaps stay full of holes
     indices = torch.from_numpy(rows)
-    shown = data.present[indices] if present is None else present
+    shown = (data.present[indices] if present is None else present).to(data.device)
+    indices = indices.to(data.device)
     size, start = data.evaluation_batch, 0
     for (_, inputs), visible in zip(data.batches(indices.split(size)), shown.split(size), strict=True):
         logits, weights = model(inputs, visible)
@@ -216,6 +236,7 @@ def infer(
         for whole, part in zip(found, parts, strict=True):
             whole[start : start + len(part)] = part
         start += len(visible)
+    found = [whole.cpu() for whole in found]
     return found[: len(logits)], None if weights is None else found[-1]
 
 

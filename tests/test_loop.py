@@ -159,17 +159,21 @@ def test_auxiliary_losses_of_pieces_add_up_too(piece: int) -> None:
 
 def test_a_slot_that_is_surer_than_the_others_learns_more_slowly() -> None:
     """Scores 0.8, 0.2 and 0.4: the first is 8/3 of the others' mean."""
-    sure = {"a": -math.log(0.8), "b": -math.log(0.2), "c": -math.log(0.4)}
-    assert modulation(sure, 0.3) == pytest.approx({"a": 1 - math.tanh(0.3 * 8 / 3), "b": 1.0, "c": 1.0})
-    assert modulation(sure, 0.0) == {"a": 1.0, "b": 1.0, "c": 1.0}
-    assert modulation({"a": 0.1}, 0.3) == {"a": 1.0} and modulation({"a": 0.1, "b": 0.1}, 0.3) == {"a": 1.0, "b": 1.0}
+    sure, all_seen = torch.tensor([0.8, 0.2, 0.4]).log().neg(), torch.ones(3, dtype=torch.bool)
+    assert modulation(sure, all_seen, 0.3).tolist() == pytest.approx([1 - math.tanh(0.3 * 8 / 3), 1.0, 1.0])
+    assert modulation(sure, all_seen, 0.0).tolist() == [1.0, 1.0, 1.0]
+    some_seen = torch.tensor([True, False, True])  # 0.8 beside 0.4 alone
+    assert modulation(sure, some_seen, 0.3).tolist() == pytest.approx([1 - math.tanh(0.3 * 2), 1.0, 1.0])
+    for seen in ([True, False, False], [False, False, False]):
+        assert modulation(sure, torch.tensor(seen), 0.3).tolist() == [1.0, 1.0, 1.0]
+    assert modulation(torch.tensor([0.1, 0.1]), all_seen[:2], 0.3).tolist() == [1.0, 1.0]
 
 
 def test_modulation_changes_gradients_and_its_heads_teach_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     training = TRAINING.model_copy(update={"gradient_modulation": 0.3})
-    monkeypatch.setattr(balance, "modulation", lambda losses, _: dict.fromkeys(losses, 1.0))
+    monkeypatch.setattr(balance, "modulation", lambda losses, *_: torch.ones_like(losses))
     assert same_weights(run(training), run(TRAINING))
-    monkeypatch.setattr(balance, "modulation", lambda losses, _: {**dict.fromkeys(losses, 1.0), "text": 0.0})
+    monkeypatch.setattr(balance, "modulation", lambda *_: torch.tensor([0.0, 1.0]))
     start = run(TRAINING.model_copy(update={"lr": 1e-12, "epochs": 1})).model.state_dict()
     moved = {name: float((w - start[name]).abs().max()) for name, w in run(training).model.state_dict().items()}
     text, audio = (

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from fusion.device import not_known_yet
 from fusion.modules.dropout import ByteDropout
 
 PROJECTION_SCALE = 0.1  # standard deviation of a projected unit-variance vector at the start
@@ -104,24 +105,34 @@ class SlotProjections(nn.Module):
         """
         if set(features) != set(self.slots):
             raise ValueError(f"expected the slots {', '.join(self.slots)}, got {', '.join(features)}")
+        if not_known_yet(present):
+            return self._everything(features, present)
         tokens = []
         for index, slot in enumerate(self.slots):
             project, null = self.projections[module_name(slot)], self.nulls[index]
-            if torch.compiler.is_exporting():  # a graph whose shapes do not depend on what is there
-                here = present[:, index : index + 1]
-                vectors = torch.where(here, features[slot], 0.0)  # before the product: 0 × NaN is NaN
-                tokens.append(torch.where(here, project(vectors), null))
-            else:  # what is missing is not multiplied: with holes and dropped slots, half of all products
-                rows = present[:, index].nonzero()[:, 0]
-                vectors = self.dropout(features[slot].index_select(0, rows))
-                projected = project_padded(project, vectors, len(present)).to(null.dtype)
-                tokens.append(null.expand(len(present), -1).index_copy(0, rows, projected))
+            # what is missing is not multiplied: with holes and dropped slots, half of all products
+            rows = present[:, index].nonzero()[:, 0]
+            vectors = self.dropout(features[slot].index_select(0, rows))
+            projected = project_padded(project, vectors, len(present)).to(null.dtype)
+            tokens.append(null.expand(len(present), -1).index_copy(0, rows, projected))
         return torch.stack(tokens, dim=1)
+
+    def _everything(self, features: Mapping[str, Tensor], present: Tensor) -> Tensor:
+        """As `forward`, in shapes that do not depend on what is present, and with few steps: each is a GPU's kernel."""
+        projected, missing = [], ~present
+        for index, slot in enumerate(self.slots):
+            known = features[slot].masked_fill(missing[:, index : index + 1], 0.0)  # before it: 0 × NaN is NaN
+            projected.append(self.projections[module_name(slot)](self.dropout(known)))
+        return torch.where(present[:, :, None], torch.stack(projected, dim=1), self.nulls)
 
     def frames(self, slot: str, values: Tensor, real: Tensor) -> Tensor:
         """A slot's frames (B, T, D), projected as its vectors: (B, T, H), zeros where `real`, bool (B, T), is false."""
         # one draw for all frames of a row: a frame is much like its neighbours, which would tell what was dropped
         values = values * self.dropout(values.new_ones(values.shape[0], 1, values.shape[2]))
+        if not_known_yet(real):
+            unreal = ~real[:, :, None]
+            projected = self.projections[module_name(slot)](values.masked_fill(unreal, 0.0))
+            return projected.masked_fill(unreal, 0.0)
         projected = project_padded(self.projections[module_name(slot)], values[real], real.numel())
         return projected.new_zeros(*real.shape, projected.shape[1]).masked_scatter(real[:, :, None], projected)
 
