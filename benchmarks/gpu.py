@@ -5,7 +5,7 @@
 
 Ours is the whole of `featurize`, from a table of lyrics, or from stereo MP3 of 10 s, to a store on disk. Bare: the
 model over batches that lie on the GPU already. Weights are random, of the default checkpoints' true sizes. Lyrics are
-copies of 2,048 with a number behind each, clips of 64 with another tag, so that all are read, prepared and encoded.
+copies of 2,048 with a number behind each, clips of 16 with another tag, so that all are read, prepared and encoded.
 
 Told beside the ratio: how many rows a second the same worker processes prepare where nobody takes anything else from
 them; and, from one more run under torch's profiler, the share of its time in which a kernel or a copy ran on the GPU.
@@ -44,14 +44,14 @@ from stores.store import Store
 
 ENCODERS = ("deberta", "wav2vec2", "clap")
 LYRICS, CLIPS = 32_768, 4_096
-DIFFERENT_LYRICS, DIFFERENT_CLIPS = 2_048, 64
+DIFFERENT_LYRICS, DIFFERENT_CLIPS = 2_048, 16
 CLIP_SECONDS = 10.0
 ON_GPU = {"kernel", "gpu_memcpy", "gpu_memset"}  # in a trace of torch's profiler
 TAG_BYTES = 128  # of ID3v1, at the end of a file
 
 
 def tagged(folder: Path, n: int) -> Source:
-    """As `make_clips`, but only the first 64 of the files were encoded: the others are these, each with another tag."""
+    """As `make_clips`, but only the first 16 of the files were encoded: the others are these, each with another tag."""
     make_clips(folder, min(n, DIFFERENT_CLIPS), CLIP_SECONDS)
     for number in range(DIFFERENT_CLIPS, n):
         clip = shutil.copy(folder / f"{number % DIFFERENT_CLIPS}.mp3", folder / f"{number}.mp3")
@@ -154,7 +154,7 @@ def main(
                 ahead = (n_rows - 1) / (time.perf_counter() - started)
             send = Sender(device_of(encoder))
             sent = [
-                send(encoder.collate([item for _, item in batch])).arrived()
+                send(encoder.collate([item for _, item in batch]), encoder.read_as_numbers).arrived()
                 for batch in batches(items, encoder, n_rows)
             ]
             del items

@@ -9,7 +9,7 @@ stream of its own, while the last one is computed; `launch` returns when the GPU
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -74,9 +74,9 @@ def run(encoder: Encoder, batch: Batch, call: Callable[[Batch], Any] | None = No
 
     Returns what was called returns: `Encoded`, where it is the encoder.
     """
-    device = device_of(encoder)
+    device, stay = device_of(encoder), encoder.read_as_numbers
     with torch.autocast(device.type, torch.bfloat16, enabled=encoder.precision == "bf16"):
-        return (call or encoder)({name: tensor.to(device) for name, tensor in batch.items()})
+        return (call or encoder)({k: tensor if k in stay else tensor.to(device) for k, tensor in batch.items()})
 
 
 @contextmanager
@@ -127,7 +127,8 @@ class Sent:
             stream = torch.cuda.current_stream()
             stream.wait_event(self.copied)
             for tensor in self.batch.values():
-                tensor.record_stream(stream)  # its memory is not given to another before it was read
+                if tensor.is_cuda:
+                    tensor.record_stream(stream)  # its memory is not given to another before it was read
         return self.batch
 
 
@@ -138,12 +139,14 @@ class Sender:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def __call__(self, batch: Batch) -> Sent:
+    def __call__(self, batch: Batch, stay: Collection[str] = ()) -> Sent:
+        """stay: names of tensors that are wanted on the CPU."""
+        sent = {name: tensor for name, tensor in batch.items() if name not in stay}
         if self._stream is None:
-            return Sent({name: tensor.to(self._device) for name, tensor in batch.items()})
+            return Sent(batch | {name: tensor.to(self._device) for name, tensor in sent.items()})
         with torch.cuda.stream(self._stream):
-            there = {name: tensor.pin_memory().to(self._device, non_blocking=True) for name, tensor in batch.items()}
-            return Sent(there, self._stream.record_event())
+            there = {name: tensor.pin_memory().to(self._device, non_blocking=True) for name, tensor in sent.items()}
+            return Sent(batch | there, self._stream.record_event())
 
 
 @dataclass(frozen=True)

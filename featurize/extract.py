@@ -181,7 +181,7 @@ def _steps(
 def _collated(encoder: Encoder, items: list[Item], send: Sender) -> Sent | None:
     """`None` where that fails: `_encode` finds out for which of them."""
     try:
-        return send(encoder.collate(items))
+        return send(encoder.collate(items), encoder.read_as_numbers)
     except Exception:
         return None
 

@@ -11,9 +11,11 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, TimeoutError
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from threading import Lock
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
@@ -98,8 +100,10 @@ class Preparer:
         Where raw is `None` there is nothing to prepare, and `None` comes in its place.
         """
         if not self._workers:
-            for row, raw in jobs:
-                yield row, None if raw is None else prepare_safely(self._encoder, raw)
+            ahead = iter(jobs)
+            while group := list(islice(ahead, getattr(self._encoder, "at_once", 1))):
+                items = iter(prepare_all_safely(self._encoder, [raw for _, raw in group if raw is not None]))
+                yield from ((row, None if raw is None else next(items)) for row, raw in group)
             return
         waiting: deque[tuple[Key, _Started | None]] = deque()
         for row, raw in jobs:
@@ -152,6 +156,15 @@ def prepare_safely(encoder: Prepares, raw: Any) -> Any:
         return Failure(f"out of memory while preparing{at_most}")
     except Exception as error:  # decoders raise what they like; the reason is kept and counted
         return Failure(f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+def prepare_all_safely(encoder: Any, raws: Sequence[Any]) -> list[Any]:
+    """`prepare_safely` of each, by `prepare_many` where it is given several and can take them."""
+    if len(raws) > 1:
+        with suppress(Exception):  # one of them is to blame, and will be found
+            found: list[Any] = encoder.prepare_many(raws)
+            return found
+    return [prepare_safely(encoder, raw) for raw in raws]
 
 
 _encoder: Prepares  # of this worker process

@@ -25,6 +25,7 @@ from featurize.encoders.deberta import DebertaEncoder
 from featurize.errors import ConfigError
 from featurize.segments import RawText, UnreadableInput
 from featurize.text import clean_text
+from featurize.workers import Failure, prepare_all_safely, prepare_safely
 from tests.conftest import MOOD_SAMPLE, needs_mood_sample
 from tests.encoders_contract import EncoderContract
 from tests.test_encoders import demo_raws
@@ -323,6 +324,21 @@ def test_windows_lose_no_token(window_encoders, kind, words, max_tokens):
     n_special = len(SPECIAL[kind])
     assert len(windows) == -(-sum(sizes) // (max_tokens - n_special))  # the fewest
     assert encoder.cost(windows) == sum(sizes) + n_special * len(windows)
+
+
+TEXTS = st.text(max_size=40) | st.sampled_from(["[Instrumental]", "love " * 60, "night \ud800", "zz [SEP] é…"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(kind=st.sampled_from(list(SPECIAL)), texts=st.lists(TEXTS, max_size=8))
+def test_texts_together_are_prepared_as_one_by_one(window_encoders, kind, texts):
+    """Also where one of them cannot be, which then fails alone."""
+    encoder, raws = window_encoders[kind], [RawText(text) for text in texts]
+    encoder.max_tokens = 40
+    together, alone = prepare_all_safely(encoder, raws), [prepare_safely(encoder, raw) for raw in raws]
+    assert [pickle.dumps(item) for item in together] == [pickle.dumps(item) for item in alone]
+    if not any(isinstance(item, Failure) for item in alone):
+        assert [pickle.dumps(item) for item in encoder.prepare_many(raws)] == [pickle.dumps(item) for item in alone]
 
 
 @pytest.mark.parametrize(

@@ -84,10 +84,12 @@ class Encoder(nn.Module, ABC):
     modality: ClassVar[str]
     libraries: tuple[str, ...] = ()  # distributions whose version can change the numbers
     heavy_preparation: ClassVar[bool] = True  # worth other processes; False where `prepare` costs microseconds
+    at_once: ClassVar[int] = 1  # so many inputs are given to `prepare_many`, where that is worth it
     must_fit: ClassVar[bool] = False  # has no weights until `fit` has seen the training split
     must_train: ClassVar[bool] = False  # has no weights until `cli train-encoder` has made some
     has_frames: ClassVar[bool] = False  # `forward` returns frames where `with_frames` is set
     precisions: tuple[str, ...] = ("fp32",)  # what --precision may ask for; bf16 runs under autocast
+    read_as_numbers: ClassVar[frozenset[str]] = frozenset()  # of a batch's tensors, those that stay on the CPU
     batch_budget: int = 32  # of one batch, in the unit of `cost`, padding counted
     gpu_batch_budget: ClassVar[int | None] = None  # in its place on a GPU, where that takes more at once
     sort_rows: ClassVar[int] = 64  # consecutive rows that are prepared, sorted by cost, and batched; bounds memory
@@ -105,6 +107,13 @@ class Encoder(nn.Module, ABC):
 
         Raises `UnreadableInput`.
         """
+
+    def prepare_many(self, raws: Sequence[Any]) -> list[Item | None]:
+        """As `prepare` of each input; to be replaced, with `at_once`, where several together take less time.
+
+        May raise anything where `prepare` of one of them raises: they are then prepared one by one.
+        """
+        return [self.prepare(raw) for raw in raws]
 
     @abstractmethod
     def collate(self, items: Sequence[Item]) -> Batch:

@@ -152,6 +152,9 @@ def _preparing_is_repeatable(encoder: Encoder, raws: Sequence[Raw]) -> None:
     for raw in raws:
         if pickle.dumps(encoder.prepare(raw)) != pickle.dumps(encoder.prepare(raw)):
             raise Broken("prepare() gives another item when it is called again: chance belongs in training only")
+    for raw, item in zip(raws, encoder.prepare_many(raws), strict=True):
+        if pickle.dumps(item) != pickle.dumps(encoder.prepare(raw)):
+            raise Broken("prepare_many() gives another item than prepare()")
 
 
 def _it_travels(encoder: Encoder, raws: Sequence[Raw]) -> None:

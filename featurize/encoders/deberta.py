@@ -46,6 +46,7 @@ class DebertaEncoder(TextEncoder):
     libraries = ("transformers", "tokenizers", "torch")
     precisions: tuple[str, ...] = ("fp32", "bf16")
     has_frames = True
+    at_once = 128
     batch_budget = 4096  # tokens; a CPU prefers fewer (its cache)
     gpu_batch_budget = 16_384  # with fewer, DeBERTa-base keeps a large GPU waiting for the next of its thousand steps
     sort_rows = 1024
@@ -95,11 +96,25 @@ class DebertaEncoder(TextEncoder):
             tokens = self._tokenize(text)
         except Exception as error:  # tokenizers raises nothing more precise
             raise UnreadableInput(f"the text cannot be tokenized: {error}") from error
+        return self._windows(tokens)
+
+    def prepare_many(self, raws: Sequence[RawText]) -> list[Windows | None]:
+        """A fast tokenizer takes several texts in as many threads, and lets go of Python's lock meanwhile."""
+        if self._fast is None:
+            return super().prepare_many(raws)
+        texts = [clean_text(raw.text) for raw in raws]
+        found = iter(self._fast.encode_batch_fast([text for text in texts if text is not None]))
+        return [None if text is None else self._windows(self._tokens(next(found))) for text in texts]
+
+    def _windows(self, tokens: np.ndarray) -> Windows:
+        """Of a text's tokens, as `_tokenize` gives them."""
         own = np.flatnonzero(tokens[-1])
         if not len(own):
             raise UnreadableInput("the tokenizer knows nothing of this text")
         if tokens[0].max() >= self._n_known_tokens:  # a special token spelt out, that was added without the model
             raise UnreadableInput("the text holds a token that the model does not know")
+        if tokens.shape[1] <= self.max_tokens:
+            return [tokens]
         before, body, after = np.split(tokens, [own[0], own[-1] + 1], axis=1)
         n_windows = -(-len(own) // (self.max_tokens - before.shape[1] - after.shape[1]))
         return [np.concatenate([before, part, after], axis=1) for part in np.array_split(body, n_windows, axis=1)]
@@ -151,10 +166,7 @@ class DebertaEncoder(TextEncoder):
     def _tokenize(self, text: str) -> np.ndarray:
         """int32 (n_inputs + 1, n_tokens), as in `Windows`: the whole text, special tokens around it."""
         if self._fast is not None:  # what the tokenizer itself calls, without what it wraps around: half the time
-            (found,) = self._fast.encode_batch_fast([text])  # lets go of Python's lock, and finds no offsets
-            columns = {"input_ids": found.ids, "token_type_ids": found.type_ids}
-            own = 1 - np.array(found.special_tokens_mask)
-            return np.stack([*(columns[name] for name in self._inputs), own]).astype(np.int32)
+            return self._tokens(self._fast.encode(text))
         encoded = self.tokenizer(
             text,
             truncation=False,  # a tokenizer.json may ask for both
@@ -165,6 +177,12 @@ class DebertaEncoder(TextEncoder):
         )
         own = 1 - np.array(encoded["special_tokens_mask"])  # only of those put around the text, not of a "[SEP]" in it
         return np.stack([*(encoded[name] for name in self._inputs), own]).astype(np.int32)
+
+    def _tokens(self, found: Any) -> np.ndarray:
+        """int32 (n_inputs + 1, n_tokens) of what a fast tokenizer found."""
+        own = 1 - np.array(found.special_tokens_mask, np.int32)
+        columns = {"input_ids": found.ids, "token_type_ids": found.type_ids}
+        return np.array([*(columns[name] for name in self._inputs), own], np.int32)
 
 
 def _load_text_model(pretrained_model: str, revision: str | None) -> Any:

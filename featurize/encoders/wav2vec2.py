@@ -55,6 +55,7 @@ class Wav2Vec2Encoder(AudioEncoder):
     libraries = ("transformers", "torch", "soundfile", "soxr", "numpy")
     precisions = ("fp32", "bf16")
     has_frames = True
+    read_as_numbers = frozenset({"n_samples"})  # fetched from a GPU they would have to be waited for
     batch_budget = 1_280_000  # samples: 8 windows of 10 s take wav2vec2-base 1.3 GB in float32; more are no faster
     gpu_batch_budget = 5_120_000
 
@@ -137,18 +138,19 @@ class Wav2Vec2Encoder(AudioEncoder):
         samples, n_windows = batch["samples"], batch["n_windows"]
         n_samples: list[int] = batch["n_samples"].tolist()
         longest = self._n_frames(samples.shape[1])
-        order: list[int] = []
+        whole, order = list(range(len(samples))), list[int]()
         vectors, frames, masks = [], [], []
         for run in self._runs(n_samples):
             lengths = [n_samples[row] for row in run]
-            states, mask = self._states(samples[run, : lengths[0]], lengths)
+            rows = slice(None) if run == whole else run  # of equal lengths, the usual case, nothing is copied
+            states, mask = self._states(samples[rows, : lengths[0]], lengths)
             vectors.append((states * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True))
             if self.with_frames:
                 n_missing = longest - states.shape[1]
                 frames.append(pad(states, (0, 0, 0, n_missing)))
                 masks.append(pad(mask, (0, n_missing)))
             order += run
-        back = torch.tensor(order, device=samples.device).argsort()
+        back = slice(None) if order == whole else _sent(order, samples.device).argsort()
         with torch.autocast(samples.device.type, enabled=False):
             pooled = item_mean(torch.cat(vectors)[back], n_windows)
         if not self.with_frames:
@@ -231,7 +233,12 @@ class WeightNormConv(nn.Module):
 
 def _prefixes(counts: list[int], length: int, device: torch.device) -> Tensor:
     """Bool (len(counts), length): true in each row's first places, as many as it counts."""
-    return torch.arange(length, device=device) < torch.tensor(counts, device=device)[:, None]
+    return torch.arange(length, device=device) < _sent(counts, device)[:, None]
+
+
+def _sent(numbers: list[int], device: torch.device) -> Tensor:
+    """Int (n,), on a GPU when its turn comes: nobody waits for it here."""
+    return torch.tensor(numbers).to(device, non_blocking=True)
 
 
 def _resolve(layers: int | list[int] | str | None, n_layers: int) -> list[int]:
