@@ -131,8 +131,8 @@ class SlotProjections(nn.Module):
         values = values * self.dropout(values.new_ones(values.shape[0], 1, values.shape[2]))
         if not_known_yet(real):
             unreal = ~real[:, :, None]
-            of_all: Tensor = self.projections[module_name(slot)](values.masked_fill(unreal, 0.0))
-            return of_all.masked_fill(unreal, 0.0)
+            everything: Tensor = self.projections[module_name(slot)](values.masked_fill(unreal, 0.0))
+            return everything.masked_fill(unreal, 0.0)
         projected = project_padded(self.projections[module_name(slot)], values[real], real.numel())
         return projected.new_zeros(*real.shape, projected.shape[1]).masked_scatter(real[:, :, None], projected)
 
