@@ -436,6 +436,7 @@ def test_a_write_that_fails_stops_the_run_and_loses_nothing_that_was_written(mon
     np.testing.assert_array_equal(feature.vectors[:, 0], 1.5 * np.arange(1, 13))
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_gives_what_the_cpu_gives():
     contents = toy_contents(40, 3)
