@@ -36,6 +36,8 @@ from stores import open_store
 from tests.finetuning_project import make_project
 from tests.toys import Notebook
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 ROOT = Path(__file__).parents[1]
 QUICK = ("--workers", "0")
 KILLS = 2

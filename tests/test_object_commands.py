@@ -24,6 +24,8 @@ from tests.test_ingest import write_split_parquet
 from tests.test_kill import every_file
 from tests.toys import ToyEncoder, ToySource, toy_contents, toy_feature
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 ENCODERS = ("lsa", "midi_stats")
 
 

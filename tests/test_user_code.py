@@ -61,7 +61,7 @@ class Sum(MultimodalFusion):
 TRAP = "from pathlib import Path\nPath('sprung').touch()\n"
 
 
-pytestmark = pytest.mark.usefixtures("nothing_named")
+pytestmark = pytest.mark.usefixtures("nothing_named", "unrendered")
 
 
 @pytest.fixture(scope="module")
