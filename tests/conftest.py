@@ -43,8 +43,9 @@ def worker_server() -> None:
     Commands that run as processes of their own start theirs as users' do.
     """
     if "forkserver" in multiprocessing.get_all_start_methods():
+        of_tests = ["pytest", "tests.test_shards", "torch._dynamo"]  # which torch imports for the first optimizer
         process_context("featurize.extract").set_forkserver_preload(
-            ["featurize.align", "featurize.encoders.mel_stats", "featurize.stated_times", "fusion.ablation", "pytest"]
+            ["featurize.align", "featurize.encoders.mel_stats", "featurize.stated_times", "fusion.ablation", *of_tests]
         )
         ensure_running()
 

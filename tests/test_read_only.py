@@ -65,7 +65,7 @@ def test_a_store_that_may_only_be_read(tmp_path, run_cli: Callable[..., object],
     writing = [("featurize", "--encoder", "lsa", "--as", "more", "--store", store) for store in stores]
     writing += [("split", "--name", "more", "--store", store) for store in stores]
     writing += [("ingest", "segments.csv", "--store", store) for store in ("other.zarr", "other.h5")]
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     outcomes = context.SimpleQueue()
     process = context.Process(target=without_privileges, args=(locked, reading + writing, outcomes))
     process.start()

@@ -17,7 +17,7 @@ from featurize.trained import load_trained, save_trained
 from fusion.raw_data import RawInputs
 from stores import open_store
 from stores.store import Part
-from tests.toys import Notebook
+from tests.notebook import Notebook
 
 pytestmark = pytest.mark.usefixtures("unrendered")
 
