@@ -10,6 +10,8 @@ from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+# many processes are started here, and each would compile the package anew, which takes up to a second and a half
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: a process a core, so a thread a process
     os.environ["OMP_NUM_THREADS"] = "1"
 
