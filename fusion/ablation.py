@@ -248,8 +248,8 @@ class Cells:
             "code": code_digest("fusion.baselines"),
             "model": [cell.model.name, cell.seed],
             "slots": [[slot, self._slot_digests[slot, _reads_frames(cell.model)]] for slot in cell.model.slots],
-            "targets": digest(self.targets),
-            "split": digest(self.splits[cell.fold].parts),
+            "targets": self._target_digest,
+            "split": self._split_digests[cell.fold],
         }
         if is_fusion(cell.model.name):
             fusion, training = self._settings(cell.model)
@@ -319,6 +319,15 @@ class Cells:
         outputs = [baselines.linear(inputs, target, rows["train"], rows["val"], held_out) for target in self.targets]
         val, test = zip(*(np.split(output, [len(rows["val"])]) for output in outputs), strict=True)
         return {"val": list(val), "test": list(test)}
+
+    @cached_property
+    def _target_digest(self) -> str:
+        return digest(self.targets)
+
+    @cached_property
+    def _split_digests(self) -> list[str]:
+        """Of each fold."""
+        return [digest(split.parts) for split in self.splits]
 
     @cached_property
     def _slot_digests(self) -> dict[tuple[str, bool], str]:

@@ -10,6 +10,8 @@ from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+# many processes are started here, and each would compile the package anew, which takes up to a second and a half
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: a process a core, so a thread a process
     os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -43,8 +45,9 @@ def worker_server() -> None:
     Commands that run as processes of their own start theirs as users' do.
     """
     if "forkserver" in multiprocessing.get_all_start_methods():
+        of_tests = ["pytest", "tests.test_shards", "torch._dynamo"]  # which torch imports for the first optimizer
         process_context("featurize.extract").set_forkserver_preload(
-            ["featurize.align", "featurize.encoders.mel_stats", "featurize.stated_times", "fusion.ablation", "pytest"]
+            ["featurize.align", "featurize.encoders.mel_stats", "featurize.stated_times", "fusion.ablation", *of_tests]
         )
         ensure_running()
 

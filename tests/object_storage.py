@@ -28,6 +28,8 @@ CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "secret-of-
 
 
 class Quiet(WSGIRequestHandler):
+    protocol_version = "HTTP/1.1"  # a connection and a thread for many requests, not for each
+
     def log(self, type: str, message: str, *args) -> None:
         pass
 

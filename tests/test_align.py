@@ -28,8 +28,8 @@ from featurize import align
 from featurize.align import RATE_HZ, TRANSPOSITIONS, measure
 from featurize.midi import Score, cut, parse_midi
 
-N_SONGS = 8
-N_PAIRS = 16
+N_SONGS = 6
+N_PAIRS = 10
 LENGTH_SECONDS = 10.0
 START_SECONDS = 20.0
 

@@ -34,7 +34,9 @@ from fusion.raw_data import RawInputs
 from fusion.train import infer
 from stores import open_store
 from tests.finetuning_project import make_project
-from tests.toys import Notebook
+from tests.notebook import Notebook
+
+pytestmark = pytest.mark.usefixtures("unrendered")
 
 ROOT = Path(__file__).parents[1]
 QUICK = ("--workers", "0")

@@ -26,6 +26,8 @@ from stores.verify import remedies, verify
 from tests.stores_contract import RECORD, make_store, write
 from tests.toys import ToyEncoder, ToySource, toy_contents, toy_feature
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 KILLS = 3
 FLIPS = 80
 

@@ -20,6 +20,8 @@ from stores.feature import Status
 from stores.verify import verify
 from tests.test_kill import every_file
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 FAST = ("--set", "training.epochs=2", "--set", "training.bootstrap=100", "--seeds", "1", "--no-baselines")
 N, WIDTH = 40, 6
 

@@ -21,6 +21,8 @@ from stores.memory_store import MemoryTree
 from stores.store import Part, Split, Store
 from tests.stores_contract import RECORD
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 N_SONGS, SEGMENTS_EACH, WIDTH = 40, 5, 64
 
 

@@ -21,6 +21,8 @@ from stores.store import Part
 from tests.stores_contract import RECORD, make_store
 from tests.test_train import FUSION, SHORT, TRAIN, VAL, additive_data
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 N = 40
 SMALL = ("--set", "training.epochs=3", "--set", "training.seeds=[0]", "--set", "training.bootstrap=100")
 

@@ -14,6 +14,7 @@ from featurize.config import DataConfig
 from featurize.extract import extract
 from featurize.segments import UnreadableInput
 from featurize.sources import open_source
+from featurize.workers import take_environment
 from stores import open_store
 from stores.backends import new_tree
 from stores.feature import Status
@@ -23,6 +24,8 @@ from tests.object_storage import answers, every_object, failing
 from tests.test_ingest import write_split_parquet
 from tests.test_kill import every_file
 from tests.toys import ToyEncoder, ToySource, toy_contents, toy_feature
+
+pytestmark = pytest.mark.usefixtures("unrendered")
 
 ENCODERS = ("lsa", "midi_stats")
 
@@ -134,7 +137,8 @@ def test_paths_stay_inside_the_root(demo_data, bucket):
             source.raw(row, "audio")
 
 
-def featurize_in_place(path: str, ready=None) -> None:
+def featurize_in_place(path: str, ready=None, environment=os.environ) -> None:
+    take_environment(dict(environment))  # the server that forks processes has an older one
     store = open_store(location(path))
     if ready is not None:
         ready.set()
@@ -148,11 +152,13 @@ def test_killed_at_random_moments_the_store_ends_with_the_same_bytes(bucket, tmp
         with new_tree(path) as tree:
             toy_feature(tree, 60, 15)
     featurize_in_place(str(tmp_path / "features.zarr"))
-    context = multiprocessing.get_context("spawn")  # a server that forks processes would have an older environment
+    context = multiprocessing.get_context("forkserver")
     moments = random.Random(0)
     for _ in range(2):
         ready = context.Event()
-        process = context.Process(target=featurize_in_place, args=(str(bucket / "features.zarr"), ready))
+        process = context.Process(
+            target=featurize_in_place, args=(str(bucket / "features.zarr"), ready, dict(os.environ))
+        )
         process.start()
         assert ready.wait(60)
         process.join(moments.uniform(0.2, 0.6))

@@ -31,7 +31,7 @@ from tests.stores_contract import make_store
 from tests.test_kill import every_file
 from tests.test_scale import snippet
 from tests.test_shards import CHUNK_ROWS, CONTENTS, N_ROWS, empty_store, featurize_in_place, ten_chunks  # noqa: F401
-from tests.toys import StuckEncoder, ToyEncoder, ToySource
+from tests.toys import KillingEncoder, SigningEncoder, StuckEncoder, ToyEncoder, ToySource
 
 
 @pytest.fixture(scope="module")
@@ -60,32 +60,11 @@ def featurize_far(
         return engine.extract(feature, encoder, ToySource(contents), **settings, progress=progress)
 
 
-class Killing(ToyEncoder):
-    """Its process dies where a row with this sum comes along: once, where there is a file to remember that, or always.
-
-    Its record is that of the toy encoder which it otherwise is.
-    """
-
-    record = property(lambda self: ToyEncoder().record)
-
-    def __init__(self, row_sum: float, memory: Path | None = None):
-        super().__init__()
-        self.row_sum, self.memory = row_sum, memory
-
-    def prepare(self, raw):
-        dies = abs(float(np.frombuffer(raw.samples, "<f4").sum()) - self.row_sum) < 1e-6
-        if dies and not (self.memory and self.memory.exists()):
-            if self.memory:
-                self.memory.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().prepare(raw)
-
-
-def test_four_actors_of_which_one_is_killed_end_with_the_bytes_of_one_process(ray, tmp_path, one_process):
+def test_three_actors_of_which_one_is_killed_end_with_the_bytes_of_one_process(ray, tmp_path, one_process):
     path = empty_store(tmp_path / "features.zarr")
-    encoder = Killing(float(np.sum(CONTENTS[30])), tmp_path / "killed")
+    encoder = KillingEncoder(float(np.sum(CONTENTS[30])), tmp_path / "killed")
     seen = []
-    done = featurize_far(path, 4, encoder=encoder, progress=lambda n, total: seen.append((n, total)))
+    done = featurize_far(path, 3, encoder=encoder, progress=lambda n, total: seen.append((n, total)))
     assert (tmp_path / "killed").exists()
     assert every_file(path) == one_process
     assert (done.rows, done.present) == (N_ROWS, open_store(path)["audio/toy"].present.sum())
@@ -97,34 +76,16 @@ def test_a_row_that_always_kills_costs_its_chunk_and_no_other(ray, tmp_path, mon
     path = empty_store(tmp_path / "features.zarr")
     contents = [[1.0, row] for row in range(N_ROWS)]
     with pytest.raises(WorkersLost, match="7 rows are still pending, of rows 28 to 34: 2 workers died") as told:
-        featurize_far(path, 1, encoder=Killing(1.0 + 30), contents=contents)
+        featurize_far(path, 1, encoder=KillingEncoder(1.0 + 30), contents=contents)
     assert "\n" not in str(told.value)
     status = open_store(path)["audio/toy"].status
     assert np.flatnonzero(status != Status.PRESENT).tolist() == list(range(28, 35))
 
 
-class Signing(ToyEncoder):
-    """Each process that prepares a row leaves a file, and goes on when there are `n` of them, or will not be."""
-
-    record = Killing.record
-
-    def __init__(self, folder: Path, n: int = 1):
-        super().__init__()
-        self.folder, self.n = folder, n
-
-    def prepare(self, raw):
-        (self.folder / str(os.getpid())).touch()
-        for _ in range(600):
-            if len(list(self.folder.iterdir())) >= self.n:
-                break
-            time.sleep(0.05)
-        return super().prepare(raw)
-
-
 def test_a_pool_grows_while_all_are_busy_up_to_its_limit(ray, tmp_path, one_process):
     path = empty_store(tmp_path / "features.zarr")
     (tmp_path / "pids").mkdir()
-    featurize_far(path, encoder=Signing(tmp_path / "pids", 2), engine=RayEngine(actors=(1, 2), cpus=0.2))
+    featurize_far(path, encoder=SigningEncoder(tmp_path / "pids", 2), engine=RayEngine(actors=(1, 2), cpus=0.2))
     assert len(list((tmp_path / "pids").iterdir())) == 2
     assert every_file(path) == one_process
 
@@ -136,7 +97,7 @@ def test_actors_that_share_a_gpu(ray, tmp_path):
     left = []
     featurize_far(
         path,
-        encoder=Signing(tmp_path / "pids", 2),
+        encoder=SigningEncoder(tmp_path / "pids", 2),
         engine=RayEngine(cpus=0.1, gpus=0.5, device="cpu"),
         progress=lambda *_: left.append(ray.available_resources().get("GPU", 0.0)),
     )

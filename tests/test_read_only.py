@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 from cli import cli
 from tests.test_kill import every_file
+from tests.unrendered import unrendered_pictures
 
 IS_ROOT = os.name == "posix" and os.geteuid() == 0
 pytestmark = pytest.mark.skipif(
@@ -41,7 +42,8 @@ def without_privileges(folder: Path, commands: list[tuple[str, ...]], outcomes: 
         nothing = struct.pack("6I", *[0] * 6)
         assert ctypes.CDLL(None).capset(struct.pack("Ii", CAPABILITY_VERSION, 0), nothing) == 0
     os.chdir(folder)
-    outcomes.put([invoke(command) for command in commands])
+    with unrendered_pictures():
+        outcomes.put([invoke(command) for command in commands])
 
 
 def test_a_store_that_may_only_be_read(tmp_path, run_cli: Callable[..., object], monkeypatch):
@@ -53,7 +55,7 @@ def test_a_store_that_may_only_be_read(tmp_path, run_cli: Callable[..., object],
     stores = ("features.zarr", "features.h5")
     for store in stores:
         run_cli("ingest", "segments.csv", "--store", store)
-        run_cli("featurize", "--encoder", "lsa", "--store", store)
+        run_cli("featurize", "--encoder", "lsa", "--workers", "0", "--store", store)
     locked = Path(shutil.copytree(original, tmp_path / "read-only"))
     for path in [*locked.rglob("*"), locked]:
         path.chmod(0o555 if path.is_dir() else 0o444)
@@ -63,7 +65,7 @@ def test_a_store_that_may_only_be_read(tmp_path, run_cli: Callable[..., object],
     writing = [("featurize", "--encoder", "lsa", "--as", "more", "--store", store) for store in stores]
     writing += [("split", "--name", "more", "--store", store) for store in stores]
     writing += [("ingest", "segments.csv", "--store", store) for store in ("other.zarr", "other.h5")]
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     outcomes = context.SimpleQueue()
     process = context.Process(target=without_privileges, args=(locked, reading + writing, outcomes))
     process.start()

@@ -43,6 +43,8 @@ from stores.store import Part, Split, Store
 from tests.stores_contract import RECORD
 from tests.stores_contract import make_store as empty_store
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 N, CHUNK_ROWS, T = 1_000, 64, 3
 WIDTHS = {"text": 6, "audio": 4}
 FEATURES = {slot: f"{slot}/toy" for slot in WIDTHS}

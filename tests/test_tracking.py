@@ -33,8 +33,8 @@ from fusion.tracking.log import final_values
 from stores.backends import new_tree
 from stores.memory_store import MemoryTree
 from stores.store import Store
+from tests.notebook import Notebook
 from tests.test_ablate import write_toy_store
-from tests.toys import Notebook
 
 CONFIG: Config = validated(
     {"model": {"targets": [{"name": "liked"}]}, "training": {"epochs": 4, "bootstrap": 100, "seeds": [0, 1]}}, "test"

@@ -122,7 +122,8 @@ def test_what_only_shows_in_combination_is_learned(strategy):
     inputs = concatenation(data, TRAIN)
     baseline = linear(inputs, targets[0], TRAIN, VAL, TEST).argmax(axis=1)
     assert (baseline == targets[0].truth[TEST].numpy()).mean() <= 0.65
-    trained = run(data, targets, LONG, fusion=FUSION.model_copy(update={"strategy": strategy}))
+    training = LONG.model_copy(update={"epochs": 30})
+    trained = run(data, targets, training, fusion=FUSION.model_copy(update={"strategy": strategy}))
     assert accuracy(trained, data, TEST) >= 0.85
     for slot in data.slots:
         hidden = torch.tensor([other != slot for other in data.slots]).expand(len(TEST), -1)

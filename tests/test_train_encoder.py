@@ -17,7 +17,9 @@ from featurize.trained import load_trained, save_trained
 from fusion.raw_data import RawInputs
 from stores import open_store
 from stores.store import Part
-from tests.toys import Notebook
+from tests.notebook import Notebook
+
+pytestmark = pytest.mark.usefixtures("unrendered")
 
 SMALL = ["--option", "hidden_dim=16", "--option", "channels=[8, 8]", "--option", "n_mels=16"]
 QUICK = ["--set", "encoder_training.epochs=2", "--workers", "0", *SMALL]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -21,8 +22,10 @@ from featurize.encoders.base import Encoded, TextEncoder, stack_vectors
 from featurize.errors import CodeNotAllowed, ConfigError
 from fusion.load_run import load_run
 from fusion.modules.base import Fused, MultimodalFusion, SlotProjections
+from fusion.report_parts import PLAIN
 from stores import RecordMismatch, open_store
 from tests.test_extend import CONFIG, ROOT
+from tests.unrendered import unrendered_pictures
 
 ENCODER = """\
 import numpy as np
@@ -46,6 +49,7 @@ class Lengths(TextEncoder):
 """
 FUSION = """\
 from fusion.modules.base import Fused, MultimodalFusion, SlotProjections
+from fusion.report_parts import PLAIN
 
 class Sum(MultimodalFusion):
     name = "sum"
@@ -61,7 +65,16 @@ class Sum(MultimodalFusion):
 TRAP = "from pathlib import Path\nPath('sprung').touch()\n"
 
 
-pytestmark = pytest.mark.usefixtures("nothing_named")
+pytestmark = pytest.mark.usefixtures("nothing_named", "unrendered")
+
+
+def prepare(folder: Path) -> None:
+    """As its user does, in a process of its own."""
+    os.chdir(folder)
+    with unrendered_pictures():
+        featurize.ingest()
+        featurize.featurize("features.zarr", "my_encoder.py:Lengths", workers=0)
+        fusion.fit("features.zarr", fusion="my_fusion.py:Sum", baselines=False, report=PLAIN)
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +84,10 @@ def prepared(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "config.yaml").write_text(CONFIG.replace("my-songs", str(demo_data)), "utf-8")
     (folder / "my_encoder.py").write_text(ENCODER, "utf-8")
     (folder / "my_fusion.py").write_text(FUSION, "utf-8")
-    commands = (
-        "import featurize, fusion; from fusion.report_parts import PLAIN; featurize.ingest(); "
-        "featurize.featurize('features.zarr', 'my_encoder.py:Lengths'); "
-        "fusion.fit('features.zarr', fusion='my_fusion.py:Sum', baselines=False, report=PLAIN)"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", commands], check=True, cwd=folder, env=environment)
+    process = multiprocessing.get_context("forkserver").Process(target=prepare, args=(folder,))
+    process.start()  # in this one nothing is to be known of them
+    process.join()
+    assert process.exitcode == 0
     return folder
 
 

@@ -1,18 +1,22 @@
-"""Doubles, not downloads: an encoder of one matrix, a source in memory, a tracker that remembers."""
+"""Doubles, not downloads: an encoder of one matrix, a source in memory.
+
+Processes that tests start import this, so it imports little.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from featurize.encoders.base import Encoded, Encoder, stack_vectors
 from featurize.segments import RawAudio, UnreadableInput
-from fusion.tracking.base import Status, TrackedRun, Tracker
 from stores.base import ArrayTree
 from stores.store import Store
-from tests.stores_contract import make_store
 
 
 class ToyEncoder(Encoder):
@@ -62,6 +66,45 @@ class StuckEncoder(ToyEncoder):
         return super().prepare(raw)
 
 
+class KillingEncoder(ToyEncoder):
+    """Its process dies where a row with this sum comes along: once, where there is a file to remember that, or always.
+
+    Its record is that of the toy encoder which it otherwise is.
+    """
+
+    record = property(lambda self: ToyEncoder().record)
+
+    def __init__(self, row_sum: float, memory: Path | None = None):
+        super().__init__()
+        self.row_sum, self.memory = row_sum, memory
+
+    def prepare(self, raw):
+        dies = abs(float(np.frombuffer(raw.samples, "<f4").sum()) - self.row_sum) < 1e-6
+        if dies and not (self.memory and self.memory.exists()):
+            if self.memory:
+                self.memory.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().prepare(raw)
+
+
+class SigningEncoder(ToyEncoder):
+    """Each process that prepares a row leaves a file, and goes on when there are `n` of them, or will not be."""
+
+    record = property(lambda self: ToyEncoder().record)
+
+    def __init__(self, folder: Path, n: int = 1):
+        super().__init__()
+        self.folder, self.n = folder, n
+
+    def prepare(self, raw):
+        (self.folder / str(os.getpid())).touch()
+        for _ in range(600):
+            if len(list(self.folder.iterdir())) >= self.n:
+                break
+            time.sleep(0.05)
+        return super().prepare(raw)
+
+
 class ToySource:
     """`contents[row]`: samples, `None` for no audio, or an exception to raise."""
 
@@ -100,35 +143,7 @@ def toy_contents(n: int, seed: int = 0) -> list:
 
 def toy_feature(tree: ArrayTree, n: int, chunk_rows: int, encoder: ToyEncoder | None = None):
     """A store of n rows with an empty feature for the toy encoder."""
+    from tests.stores_contract import make_store  # with pytest and Hypothesis
+
     store: Store = make_store(tree, n, chunk_rows)
     return store.create_feature("audio/toy", (encoder or ToyEncoder()).record.to_dict())
-
-
-class Notebook(Tracker):
-    """Keeps what it is told. `told[series]`: values by step; what is told twice is an error."""
-
-    package = "a notebook"
-
-    def __init__(self) -> None:
-        self.runs: list[TrackedRun] = []
-        self.told: dict[str, dict[int, dict[str, float]]] = {}
-        self.values: dict[str, float] = {}
-        self.files: dict[str, bytes] = {}
-        self.ended: list[Status] = []
-
-    def begin(self, run):
-        self.runs.append(run)
-        self.told, self.values, self.files = {}, {}, {}
-
-    def log(self, series, points):
-        curve = self.told.setdefault(series, {})
-        for step, values in points:
-            assert step not in curve
-            curve[step] = dict(values)
-
-    def results(self, values, files):
-        self.values = dict(values)
-        self.files = {path.name: path.read_bytes() for path in files}
-
-    def end(self, status):
-        self.ended.append(status)
