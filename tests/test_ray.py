@@ -60,11 +60,11 @@ def featurize_far(
         return engine.extract(feature, encoder, ToySource(contents), **settings, progress=progress)
 
 
-def test_three_actors_of_which_one_is_killed_end_with_the_bytes_of_one_process(ray, tmp_path, one_process):
+def test_four_actors_of_which_one_is_killed_end_with_the_bytes_of_one_process(ray, tmp_path, one_process):
     path = empty_store(tmp_path / "features.zarr")
     encoder = KillingEncoder(float(np.sum(CONTENTS[30])), tmp_path / "killed")
     seen = []
-    done = featurize_far(path, 3, encoder=encoder, progress=lambda n, total: seen.append((n, total)))
+    done = featurize_far(path, 4, encoder=encoder, progress=lambda n, total: seen.append((n, total)))
     assert (tmp_path / "killed").exists()
     assert every_file(path) == one_process
     assert (done.rows, done.present) == (N_ROWS, open_store(path)["audio/toy"].present.sum())
