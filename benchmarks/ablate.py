@@ -89,7 +89,7 @@ def make_model(task: Task, data: SegmentData, fusion: FusionConfig, strategy: st
     model = FusionModel(module, data.widths, [task.target], fusion.dropout)
     for index, slot in enumerate(data.slots):
         rows = task.train_rows[data.present[task.train_rows, index].numpy()]
-        model.fit_standardization(slot, data.vectors[slot][rows])
+        model.fit_standardization(slot, [data.vectors[slot][rows]])
     return model
 
 

@@ -1,15 +1,14 @@
 """Large arrays from worker processes to this one: through memory that both can reach, not through a pipe.
 
 A pipe takes 64 KiB at a time, and most of what it costs is paid by the process that runs the model, with Python's lock
-held (docs/experiments.md). Here a worker writes the arrays of an item into a slot of a file in memory; only what is
-left of the item travels. The file belongs to this process and has no name: however this process ends, nothing stays
+held (docs/experiments.md). Here a worker writes the large arrays of an item into a slot of a file in memory; only what
+is left of the item travels. The file belongs to this process and has no name: however this process ends, nothing stays
 behind. Where there is no such file, as outside Linux, and for items larger than a slot, all of it travels.
 """
 
 from __future__ import annotations
 
 import os
-import pickle
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +17,22 @@ from typing import Any
 import numpy as np
 
 SLOT_BYTES = 16 * 2**20  # a slot takes no more memory than was ever written to it
-FEWEST_BYTES = 2**16  # a pipe takes less than that at once
-MOST_ARRAYS = 256  # the system writes so many at once, and more
+FEWEST_BYTES = 2**16  # of an array: less is as quickly sent
+
+
+@dataclass(frozen=True)
+class _Hole:
+    """Where an array belongs: number `at` of those in the slot."""
+
+    at: int
 
 
 @dataclass(frozen=True)
 class Packed:
-    """An item without its arrays: pickled, and how many bytes each of them has in the item's slot."""
+    """An item with holes in place of its large arrays, and their shapes and types as they lie in its slot."""
 
-    pickled: bytes
-    sizes: list[int]
+    item: Any
+    arrays: list[tuple[tuple[int, ...], np.dtype[Any]]]
 
 
 class Slots:
@@ -54,11 +59,9 @@ class Slots:
             return found
         if isinstance(found, Packed):
             assert self._file is not None
-            arrays = np.empty(sum(found.sizes), np.uint8).data
-            os.preadv(self._file, [arrays], slot * SLOT_BYTES)
-            ends = np.cumsum(found.sizes).tolist()
-            parts = [arrays[end - size : end] for end, size in zip(ends, found.sizes, strict=True)]
-            found = pickle.loads(found.pickled, buffers=parts)
+            arrays = [np.empty(shape, dtype) for shape, dtype in found.arrays]
+            os.preadv(self._file, [array.reshape(-1).view(np.uint8).data for array in arrays], slot * SLOT_BYTES)
+            found = _filled(found.item, arrays)
         self._free.append(slot)
         return found
 
@@ -84,14 +87,39 @@ class SlotWriter:
         """What to return in place of an item: `Packed`, or the item as it is where that is not worth it."""
         if self._file is None or slot is None:
             return item
-        buffers: list[pickle.PickleBuffer] = []
-        pickled = pickle.dumps(item, protocol=5, buffer_callback=buffers.append)
-        arrays = [buffer.raw() for buffer in buffers]
-        sizes = [array.nbytes for array in arrays]
-        if not FEWEST_BYTES <= sum(sizes) <= SLOT_BYTES or len(arrays) > MOST_ARRAYS:
+        arrays: list[np.ndarray] = []
+        left = _with_holes(item, arrays)
+        size = sum(array.nbytes for array in arrays)
+        if not 0 < size <= SLOT_BYTES or len(arrays) > os.sysconf("SC_IOV_MAX"):
             return item
+        contents = [array.reshape(-1).view(np.uint8).data for array in arrays]
         try:
-            written = os.pwritev(self._file, arrays, slot * SLOT_BYTES)
+            written = os.pwritev(self._file, contents, slot * SLOT_BYTES)
         except OSError:  # no memory for it
             return item
-        return Packed(pickled, sizes) if written == sum(sizes) else item
+        return Packed(left, [(array.shape, array.dtype) for array in arrays]) if written == size else item
+
+
+def _with_holes(item: Any, arrays: list[np.ndarray]) -> Any:
+    """An item without its large arrays of plain numbers, which are appended to `arrays`; what holds none is itself."""
+    if isinstance(item, np.ndarray):
+        if item.nbytes < FEWEST_BYTES or item.dtype.kind not in "biufc" or not item.flags.c_contiguous:
+            return item
+        arrays.append(item)
+        return _Hole(len(arrays) - 1)
+    if type(item) is dict:
+        return {key: _with_holes(value, arrays) for key, value in item.items()}
+    if type(item) in (list, tuple):
+        return type(item)(_with_holes(value, arrays) for value in item)
+    return item
+
+
+def _filled(item: Any, arrays: list[np.ndarray]) -> Any:
+    """The reverse of `_with_holes`."""
+    if isinstance(item, _Hole):
+        return arrays[item.at]
+    if type(item) is dict:
+        return {key: _filled(value, arrays) for key, value in item.items()}
+    if type(item) in (list, tuple):
+        return type(item)(_filled(value, arrays) for value in item)
+    return item

@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import signal
+import sys
 import tempfile
 from contextlib import contextmanager
 from io import BytesIO
@@ -32,9 +33,11 @@ def files_no_larger_than(n_bytes: int):
     """What the system does at a limit: a write beyond it fails with EFBIG. The only refusal that root gets, too."""
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    writes_nothing, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # Python would not notice half a .pyc
     try:
         yield
     finally:
+        sys.dont_write_bytecode = writes_nothing
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
 
