@@ -14,7 +14,7 @@ from fusion.modules.base import Frames, Inputs, MultimodalFusion, Standardized, 
 from fusion.modules.dropout import ByteDropout
 from fusion.targets import Target
 
-PIECE_NUMBERS = 2**18  # in float64 at a time: what is made on the way stays in a core's cache
+PIECE_NUMBERS = 2**18  # at a time: what is made of them on the way stays in a core's cache
 
 
 class FusionModel(nn.Module):
@@ -59,8 +59,10 @@ class FusionModel(nn.Module):
     @torch.no_grad()
     def standardize_slot(self, slot: str, vectors: Tensor, dtype: torch.dtype) -> Tensor:
         """(n, D) to (n, D): what `Standardized` holds."""
-        standardized: Tensor = self.standardize[f"slot_{self.slots.index(slot)}"](vectors)
-        return standardized.to(dtype)
+        standardize, found = self.standardize[f"slot_{self.slots.index(slot)}"], torch.empty_like(vectors, dtype=dtype)
+        for some, to in zip(pieces(vectors), pieces(found), strict=True):
+            to.copy_(standardize(some))
+        return found
 
     def slot_parameters(self) -> dict[str, list[nn.Parameter]]:
         """Slot to the weights that only it uses: those of modules that bear its name."""
@@ -108,6 +110,12 @@ class FusionModel(nn.Module):
         return found
 
 
+def pieces(rows: Tensor) -> Sequence[Tensor]:
+    """Rows (n, D) in pieces (m, D); on a GPU in one, which does not wait for the CPU in between."""
+    found: Sequence[Tensor] = rows.split(max(1, PIECE_NUMBERS // rows.shape[1]))
+    return found if rows.device.type == "cpu" else [rows]
+
+
 class Moments:
     """Mean and deviation of columns, of rows that come piece by piece. In float64, so that no order matters much.
 
@@ -121,7 +129,7 @@ class Moments:
 
     def add(self, rows: Tensor) -> None:
         """rows: (n, D)."""
-        for piece in rows.split(max(1, PIECE_NUMBERS // rows.shape[1])):
+        for piece in pieces(rows):
             if len(piece) == 0:
                 continue
             piece = in_float64(piece)

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from itertools import product, zip_longest
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,7 @@ from stores.errors import StoreError
 from stores.store import Store
 
 WINDOW_BYTES = 256 * 2**20
+ROWS_AT_ONCE = 128  # are copied from a chunk to a window: what is held meanwhile stays in a core's cache
 IN_ORDER_SHARE = 8  # of a window at a time, where rows are wanted in order, and nothing is to be mixed
 
 
@@ -83,37 +84,18 @@ def stream_segments(
 
 @dataclass(frozen=True)
 class Standardizer:
-    """A model's standardization of a slot's vectors, as `dtype`."""
+    """A model's standardization of a slot's vectors, (n, D) to (n, D), as `dtype`."""
 
     model: FusionModel
     dtype: torch.dtype
 
-    def empty(self, width: int, n: int) -> Arrays:
-        """Room for n vectors: their bits, int (n, D), as numpy knows no bfloat16."""
-        return {"vectors": np.empty((n, width), np.int16 if self.dtype.itemsize == 2 else np.int32)}
-
-    def of_vectors(self, slot: str, vectors: Tensor) -> Tensor:
-        """(n, D) to (n, D)."""
+    def __call__(self, slot: str, vectors: Tensor) -> Tensor:
         return self.model.standardize_slot(slot, vectors, self.dtype)
-
-    def __call__(self, slot: str, arrays: Arrays) -> Arrays:
-        """The vectors' bits in place of them."""
-        found = self.of_vectors(slot, torch.from_numpy(arrays["vectors"]))
-        return {"vectors": found.view(torch.int16 if self.dtype.itemsize == 2 else torch.int32).numpy()}
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Rows of one slot out of one chunk, and where they belong in a window, int (n,)."""
-
-    slot: str
-    to: np.ndarray
-    arrays: Arrays
 
 
 @dataclass(frozen=True)
 class _Window:
-    """arrays[slot]: of the rows that are `start` to `stop` in what is asked for; standardized, as bits."""
+    """arrays[slot]: of the rows that are `start` to `stop` in what is asked for."""
 
     start: int
     stop: int
@@ -194,13 +176,13 @@ class StreamedSegments:
         if self.at_hand and self.at_hand[0].has(wanted):
             source = self.at_hand[0]
         windows = self._windows(source, source.places(wanted))
-        window = _Window(0, 0, {slot: self._room(source, slot, 0) for slot in self.slots})
+        window = _Window(0, 0, {slot: source.empty(slot, 0) for slot in self.slots})
         start, send = 0, Sender(self.device)
         for batch in rows:
             stop = start + len(batch)
             pieces = [{slot: window.piece(slot, start, stop) for slot in self.slots}]
             while window.stop < stop:
-                window = window.after()  # gone before the next is put together
+                window = window.after()  # gone before the one after the next is read
                 window = next(windows)
                 pieces.append({slot: window.piece(slot, start, stop) for slot in self.slots})
             if window.stop == stop:
@@ -223,7 +205,7 @@ class StreamedSegments:
         return replace(self, device=device)
 
     def standardized(self, model: FusionModel, dtype: torch.dtype) -> StreamedSegments:
-        """As `SegmentData.standardized`; done window by window, and on a GPU batch by batch."""
+        """As `SegmentData.standardized`; done batch by batch."""
         return self if self.max_frames else replace(self, standardizer=Standardizer(model, dtype))
 
     def keep_at_hand(self, rows: np.ndarray, folder: Path | None = None) -> None:
@@ -243,7 +225,7 @@ class StreamedSegments:
                 raise StoreError(f"{name} was written while it was being read. Give the same command again.")
 
     def _windows(self, source: RowSource, places: np.ndarray) -> Iterator[_Window]:
-        """A thread reads one window ahead, which is waiting for the most part. What is work is done here, on all cores.
+        """A thread reads one window ahead, which is waiting for the most part; what is arithmetic is done by the loop.
 
         A thread that works while the loop does costs it several times as much: of a product that is shared by all
         cores every part waits for the one that was not let run (docs/experiments.md).
@@ -252,50 +234,36 @@ class StreamedSegments:
         at_most = self.window_chunks // (IN_ORDER_SHARE if in_order else 1)
         spans = _spans(places // source.chunk_rows, source.chunk_rows, max(1, at_most))
         with ThreadPoolExecutor(1, "read a window ahead") as reader:
-            ahead = [reader.submit(self._read, source, places[slice(*span)]) for span in spans[:1]]
-            for span, following in zip_longest(spans, spans[1:]):
-                window = [self._put_together(source, span, ahead.pop().result())]
-                if following is not None:
-                    ahead = [reader.submit(self._read, source, places[slice(*following)])]
+            ahead = [reader.submit(self._read, source, places, span) for span in spans[:1]]
+            for number in range(1, len(spans) + 1):
+                window = [ahead.pop().result()]
+                ahead = [reader.submit(self._read, source, places, span) for span in spans[number : number + 1]]
                 yield window.pop()  # not kept here while it is used
 
-    def _read(self, source: RowSource, places: np.ndarray) -> list[_Part]:
-        """The rows at these places, chunk by chunk."""
+    def _read(self, source: RowSource, places: np.ndarray, span: tuple[int, int]) -> _Window:
+        """The rows at these places from start to stop, read chunk by chunk."""
+        places = places[slice(*span)]
         by_chunk = np.argsort(places // source.chunk_rows, kind="stable")
         numbers, firsts = np.unique(places[by_chunk] // source.chunk_rows, return_index=True)
         wanted = zip(numbers.tolist(), np.split(by_chunk, firsts[1:]), strict=True)
+        found = {slot: source.empty(slot, len(places)) for slot in self.slots}
 
-        def read(job: tuple[str, tuple[int, np.ndarray]]) -> _Part:
+        def read(job: tuple[str, tuple[int, np.ndarray]]) -> None:
             slot, (number, to) = job
             at = places[to] - number * source.chunk_rows
-            return _Part(
-                slot, to, {kind: np.take(values, at, axis=0) for kind, values in source.read(slot, number).items()}
-            )
+            for kind, values in source.read(slot, number).items():
+                for start in range(0, len(at), ROWS_AT_ONCE):
+                    some = slice(start, start + ROWS_AT_ONCE)
+                    found[slot][kind][to[some]] = values[at[some]]
 
         jobs = product(self.slots, wanted)
         if source.parallel_reads == 1:
-            return list(map(read, jobs))
-        with ThreadPoolExecutor(source.parallel_reads, "read chunks") as readers:
-            return list(readers.map(read, jobs))
-
-    def _put_together(self, source: RowSource, span: tuple[int, int], parts: list[_Part]) -> _Window:
-        found: dict[str, Arrays] = {}
-        while parts:  # slot after slot; each is gone as soon as it is copied
-            part = parts.pop()
-            if part.slot not in found:
-                found[part.slot] = self._room(source, part.slot, span[1] - span[0])
-            arrays = part.arrays if self._of_windows is None else self._of_windows(part.slot, part.arrays)
-            for kind, values in arrays.items():
-                found[part.slot][kind][part.to] = values
+            for job in jobs:
+                read(job)
+        else:
+            with ThreadPoolExecutor(source.parallel_reads, "read chunks") as readers:
+                list(readers.map(read, jobs))
         return _Window(*span, found)
-
-    def _room(self, source: RowSource, slot: str, n: int) -> Arrays:
-        return source.empty(slot, n) if self._of_windows is None else self._of_windows.empty(self.widths[slot], n)
-
-    @property
-    def _of_windows(self) -> Standardizer | None:
-        """What standardizes a window when it is put together; for a GPU batches are standardized there."""
-        return self.standardizer if self.device.type == "cpu" else None
 
     def _batch(self, slot: str, pieces: Sequence[Arrays], send: Sender) -> Inputs:
         arrays = {
@@ -307,10 +275,8 @@ class StreamedSegments:
             longest = int(n_frames.max()) if len(n_frames) else 0
             arrays |= {"frames": arrays["frames"][:, :longest], "mask": first_frames(n_frames, longest)}
         arrays = send(arrays).arrived()
-        if self._of_windows is not None:
-            return Standardized(arrays["vectors"].view(self._of_windows.dtype))
         if self.standardizer is not None:
-            return Standardized(self.standardizer.of_vectors(slot, arrays["vectors"]))
+            return Standardized(self.standardizer(slot, arrays["vectors"]))
         if "frames" not in arrays:
             return arrays["vectors"]
         return Frames(arrays["vectors"], arrays["frames"], arrays["mask"])
