@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,8 +62,8 @@ class Slots:
         if isinstance(found, Packed):
             assert self._file is not None
             arrays = [np.empty(shape, dtype) for shape, dtype in found.arrays]
-            os.preadv(self._file, [array.reshape(-1).view(np.uint8).data for array in arrays], slot * SLOT_BYTES)
-            found = _filled(found.item, arrays)
+            os.preadv(self._file, [_bytes_of(array) for array in arrays], slot * SLOT_BYTES)
+            found = _mapped(found.item, lambda part: arrays[part.at] if isinstance(part, _Hole) else part)
         self._free.append(slot)
         return found
 
@@ -78,48 +80,47 @@ class SlotWriter:
     def __init__(self, address: str | None):
         self._file: int | None = None
         if address is not None:
-            try:
+            with suppress(OSError):  # this process may not look into the other: all travels
                 self._file = os.open(address, os.O_WRONLY)
-            except OSError:  # this process may not look into the other: all travels
-                return
 
     def pack(self, item: Any, slot: int | None) -> Any:
         """What to return in place of an item: `Packed`, or the item as it is where that is not worth it."""
         if self._file is None or slot is None:
             return item
         arrays: list[np.ndarray] = []
-        left = _with_holes(item, arrays)
+
+        def taken_out(part: Any) -> Any:
+            if not _is_large(part):
+                return part
+            arrays.append(part)
+            return _Hole(len(arrays) - 1)
+
+        left = _mapped(item, taken_out)
         size = sum(array.nbytes for array in arrays)
         if not 0 < size <= SLOT_BYTES or len(arrays) > os.sysconf("SC_IOV_MAX"):
             return item
-        contents = [array.reshape(-1).view(np.uint8).data for array in arrays]
         try:
-            written = os.pwritev(self._file, contents, slot * SLOT_BYTES)
+            written = os.pwritev(self._file, [_bytes_of(array) for array in arrays], slot * SLOT_BYTES)
         except OSError:  # no memory for it
             return item
         return Packed(left, [(array.shape, array.dtype) for array in arrays]) if written == size else item
 
 
-def _with_holes(item: Any, arrays: list[np.ndarray]) -> Any:
-    """An item without its large arrays of plain numbers, which are appended to `arrays`; what holds none is itself."""
-    if isinstance(item, np.ndarray):
-        if item.nbytes < FEWEST_BYTES or item.dtype.kind not in "biufc" or not item.flags.c_contiguous:
-            return item
-        arrays.append(item)
-        return _Hole(len(arrays) - 1)
-    if type(item) is dict:
-        return {key: _with_holes(value, arrays) for key, value in item.items()}
-    if type(item) in (list, tuple):
-        return type(item)(_with_holes(value, arrays) for value in item)
-    return item
+def _is_large(part: Any) -> bool:
+    """Whether it is an array of plain numbers, in one block, that is worth a place in a slot."""
+    if not isinstance(part, np.ndarray) or part.nbytes < FEWEST_BYTES:
+        return False
+    return part.dtype.kind in "biufc" and part.flags.c_contiguous
 
 
-def _filled(item: Any, arrays: list[np.ndarray]) -> Any:
-    """The reverse of `_with_holes`."""
-    if isinstance(item, _Hole):
-        return arrays[item.at]
+def _bytes_of(array: np.ndarray) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
+
+
+def _mapped(item: Any, call: Callable[[Any], Any]) -> Any:
+    """An item with `call(part)` in place of each of its parts: what dicts, lists and tuples hold, or all of it."""
     if type(item) is dict:
-        return {key: _filled(value, arrays) for key, value in item.items()}
+        return {key: _mapped(value, call) for key, value in item.items()}
     if type(item) in (list, tuple):
-        return type(item)(_filled(value, arrays) for value in item)
-    return item
+        return type(item)(_mapped(value, call) for value in item)
+    return call(item)

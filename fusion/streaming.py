@@ -19,9 +19,10 @@ Validation and test rows are read again and again, and are few in each chunk. Of
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import blake2b
 from itertools import product
 from pathlib import Path
@@ -83,17 +84,6 @@ def stream_segments(
 
 
 @dataclass(frozen=True)
-class Standardizer:
-    """A model's standardization of a slot's vectors, (n, D) to (n, D), as `dtype`."""
-
-    model: FusionModel
-    dtype: torch.dtype
-
-    def __call__(self, slot: str, vectors: Tensor) -> Tensor:
-        return self.model.standardize_slot(slot, vectors, self.dtype)
-
-
-@dataclass(frozen=True)
 class _Window:
     """arrays[slot]: of the rows that are `start` to `stop` in what is asked for."""
 
@@ -129,7 +119,7 @@ class StreamedSegments:
     digests: Mapping[str, bytes]  # slot -> of statuses and input hashes, as they were at the beginning
     window_bytes: int = WINDOW_BYTES
     at_hand: list[RowFile] = field(default_factory=list)  # one at most, for these and all that `only` makes of them
-    standardizer: Standardizer | None = None
+    standardize: Callable[[str, Tensor], Tensor] | None = None  # a slot's vectors (n, D), as a model does
     device: torch.device = CPU
 
     @property
@@ -206,13 +196,13 @@ class StreamedSegments:
 
     def standardized(self, model: FusionModel, dtype: torch.dtype) -> StreamedSegments:
         """As `SegmentData.standardized`; done batch by batch."""
-        return self if self.max_frames else replace(self, standardizer=Standardizer(model, dtype))
+        return self if self.max_frames else replace(self, standardize=partial(model.standardize_slot, dtype=dtype))
 
     def keep_at_hand(self, rows: np.ndarray, folder: Path | None = None) -> None:
         """Copy these rows (n,), in place of those of the last call. folder: where a file may stand."""
         rows = np.unique(rows)
         copy = RowFile(rows, self.chunks, folder)
-        for window in replace(self, standardizer=None)._windows(self.chunks, rows):
+        for window in replace(self, standardize=None)._windows(self.chunks, rows):
             for slot, arrays in window.arrays.items():
                 copy.append(slot, arrays)
         self.at_hand[:] = [copy]
@@ -275,8 +265,8 @@ class StreamedSegments:
             longest = int(n_frames.max()) if len(n_frames) else 0
             arrays |= {"frames": arrays["frames"][:, :longest], "mask": first_frames(n_frames, longest)}
         arrays = send(arrays).arrived()
-        if self.standardizer is not None:
-            return Standardized(self.standardizer(slot, arrays["vectors"]))
+        if self.standardize is not None:
+            return Standardized(self.standardize(slot, arrays["vectors"]))
         if "frames" not in arrays:
             return arrays["vectors"]
         return Frames(arrays["vectors"], arrays["frames"], arrays["mask"])

@@ -15,7 +15,6 @@ import yaml
 from safetensors.torch import load_file
 
 import fusion as library
-import fusion.checkpoint as checkpoint_module
 import fusion.runs as runs
 from featurize.config import SplitConfig
 from featurize.errors import ConfigError
@@ -40,7 +39,7 @@ from stores.memory_store import MemoryTree
 from stores.store import Part, Store
 from tests.pretended_device import PretendedDevice
 from tests.stores_contract import RECORD
-from tests.test_loop import TRAINING, Killed, with_every_kind_of_target
+from tests.test_loop import TRAINING, Killed, dies_after_saving, with_every_kind_of_target
 from tests.test_train import TRAIN, VAL, losses
 
 HAS_CUDA = torch.cuda.is_available()
@@ -349,7 +348,6 @@ def test_a_gpu_is_waited_for_as_often_whatever_the_steps(strategy, with_frames) 
 @needs_cuda
 @pytest.mark.parametrize("after", [1, 3])
 def test_an_interrupted_training_goes_on_there(after, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(checkpoint_module, "SAVE_EVERY_SECONDS", 0.0)
     data, targets = segments()
     fusion = STILL.model_copy(update={"dropout": 0.3})
     training = TRAINING.model_copy(update={"device": "cuda", "weight_averaging": 0.9})
@@ -358,15 +356,7 @@ def test_an_interrupted_training_goes_on_there(after, tmp_path, monkeypatch) -> 
         return train(data, targets, TRAIN, VAL, fusion, training, 0, checkpoint)
 
     expected = trained(None)
-    save, saved = Checkpoint.save, []
-
-    def save_and_die(self, state, **options):
-        save(self, state, **options)
-        saved.append(len(state.history))
-        if len(saved) == after:
-            raise Killed
-
-    monkeypatch.setattr(Checkpoint, "save", save_and_die)
+    saved = dies_after_saving(after, monkeypatch)
     with pytest.raises(Killed):
         trained(Checkpoint(tmp_path / "a.pt", "key"))
     found = trained(Checkpoint(tmp_path / "a.pt", "key"))

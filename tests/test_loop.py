@@ -261,20 +261,26 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("after", [1, 3, 5])
-def test_an_interrupted_training_ends_as_if_nothing_had_happened(after, tmp_path, monkeypatch) -> None:
-    fusion = STILL.model_copy(update={"dropout": 0.3})
-    expected = run(TRAINING, fusion)
-    monkeypatch.setattr(checkpoint_module, "SAVE_EVERY_SECONDS", 0.0)
+def dies_after_saving(n: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Every epoch is saved, and `Killed` is raised behind the `n`th time. Returns the epochs as they are saved."""
     save, saved = Checkpoint.save, []
 
     def save_and_die(self, state, **options):
         save(self, state, **options)
         saved.append(len(state.history))
-        if len(saved) == after:
+        if len(saved) == n:
             raise Killed
 
+    monkeypatch.setattr(checkpoint_module, "SAVE_EVERY_SECONDS", 0.0)
     monkeypatch.setattr(Checkpoint, "save", save_and_die)
+    return saved
+
+
+@pytest.mark.parametrize("after", [1, 3, 5])
+def test_an_interrupted_training_ends_as_if_nothing_had_happened(after, tmp_path, monkeypatch) -> None:
+    fusion = STILL.model_copy(update={"dropout": 0.3})
+    expected = run(TRAINING, fusion)
+    saved = dies_after_saving(after, monkeypatch)
     file = tmp_path / "a" / "b.pt"
     with pytest.raises(Killed):
         run(TRAINING, fusion, Checkpoint(file, "key"))

@@ -49,7 +49,6 @@ class Lengths(TextEncoder):
 """
 FUSION = """\
 from fusion.modules.base import Fused, MultimodalFusion, SlotProjections
-from fusion.report_parts import PLAIN
 
 class Sum(MultimodalFusion):
     name = "sum"

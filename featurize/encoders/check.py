@@ -149,11 +149,11 @@ def _deviation_between_batches(encoder: Encoder, raws: Sequence[Raw]) -> float:
 
 
 def _preparing_is_repeatable(encoder: Encoder, raws: Sequence[Raw]) -> None:
-    for raw in raws:
-        if pickle.dumps(encoder.prepare(raw)) != pickle.dumps(encoder.prepare(raw)):
+    for raw, of_many in zip(raws, encoder.prepare_many(raws), strict=True):
+        item = pickle.dumps(encoder.prepare(raw))
+        if item != pickle.dumps(encoder.prepare(raw)):
             raise Broken("prepare() gives another item when it is called again: chance belongs in training only")
-    for raw, item in zip(raws, encoder.prepare_many(raws), strict=True):
-        if pickle.dumps(item) != pickle.dumps(encoder.prepare(raw)):
+        if item != pickle.dumps(of_many):
             raise Broken("prepare_many() gives another item than prepare()")
 
 
